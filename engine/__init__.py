@@ -1,0 +1,1 @@
+"""How it runs: weights, models, KV pools, the runner, sampling, the engine process."""

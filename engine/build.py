@@ -1,0 +1,350 @@
+"""From an `EngineConfig` to a runner that is ready: what "auto" means, what fits, and how long each phase took."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from ..kernels.attention.interface import AttentionBackend, AttentionSpec
+from ..kernels.interface import Ops
+from ..kernels.reference import TorchOps
+from ..kernels.select import select_attention, select_ops
+from ..scheduler.messages import EngineConfig, EngineInfo
+from ..scheduler.plan import KVGroup
+from ..scheduler.scheduler import SchedulerConfig
+from . import kv_pool
+from .device_thread import DeviceThread
+from .errors import ConfigurationError
+from .host_memory import available_bytes
+from .kv_pool import Footprint, LayerGroups
+from .layers.decoder import Decoder
+from .layers.rope import rope_table
+from .model_config import context_length, read_model_config
+from .models.config import ModelConfig
+from .models.registry import FAMILIES
+from .runner import ModelRunner
+from .weights import DeclaredWeights, DummyWeights, SafetensorsWeights
+
+__all__ = ["Built", "ConfigurationError", "create_runner"]
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, float], None]  # phase, share done (0..1)
+
+DEFAULT_BATCHED_TOKENS = 2048
+QUEUED_PER_SEQUENCE = 8
+PROGRESS_STEP = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A warm runner, the scheduler configuration that fits it, and what was chosen."""
+
+    runner: ModelRunner
+    scheduler_config: SchedulerConfig
+    info: EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """`EngineConfig` with every "choose for me" decided that does not depend on memory."""
+
+    device: torch.device
+    dtype: torch.dtype
+    num_threads: int
+    max_num_batched_tokens: int
+    max_num_queued_reqs: int
+
+
+def create_runner(config: EngineConfig, progress: Progress = lambda phase, fraction: None) -> Built:
+    """Load the model, size and allocate its KV cache, warm up.
+
+    `progress` is called with a phase and the share of it that is done. Raises ConfigurationError when options,
+    checkpoint and machine do not go together; its message is one line for the user.
+    """
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(name: str, said: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        progress(said, 0.0)
+        yield
+        progress(said, 1.0)
+        seconds[name] = round(time.perf_counter() - begin, 3)
+
+    with phase("config", "reading config"):
+        model_config = read_model_config(config.model_dir, config.hf_overrides)
+        choices = choose(config, model_config)
+        max_model_len = context_length(model_config, config.max_model_len)
+    # All work on tensors is done by the thread that will run the steps: what is per thread (inference mode, OpenMP
+    # teams) exists once.
+    thread = DeviceThread()
+    try:
+        with phase("kernels", "loading kernels"):
+            ops = thread.submit(load_ops, config.attention_backend, choices).result()
+        with phase("weights", "loading weights"):
+            groups = kv_pool.group_layers(model_config, max_model_len)
+            attention = [
+                select_attention(
+                    config.attention_backend, choices.device, attention_spec(config, model_config, window)
+                )
+                for window in groups.windows
+            ]
+            model, weight_bytes = thread.submit(
+                load_model,
+                config,
+                model_config,
+                choices,
+                ops,
+                attention,
+                groups,
+                max_model_len,
+                lambda fraction: progress("loading weights", fraction),
+            ).result()
+        with phase("kv_cache", "allocating KV cache"):
+            max_model_len, pages, need = size_kv_cache(config, model_config, choices, groups, max_model_len)
+            kv = thread.submit(allocate_kv_cache, config, model_config, choices, groups, pages).result()
+            runner = ModelRunner(
+                model,
+                attention,
+                kv,
+                # A running request's slot may wait for steps that still name its predecessor.
+                num_slots=2 * config.max_num_seqs,
+                max_model_len=max_model_len,
+                page_size=config.page_size,
+                device=choices.device,
+                thread=thread,
+            )
+        with phase("warm_up", "warming up"):
+            runner.warm_up()
+    except BaseException:
+        thread.close()
+        raise
+    kv_groups = kv_pool.kv_groups(groups, pages)
+    info = EngineInfo(
+        max_model_len=max_model_len,
+        vocab_size=model_config.vocab_size,
+        page_size=config.page_size,
+        num_pages=min(pages),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=choices.max_num_batched_tokens,
+        max_num_queued_reqs=choices.max_num_queued_reqs,
+        dtype=dtype_name(choices.dtype),
+        kv_cache_dtype=dtype_name(choices.dtype),
+        device=str(choices.device),
+        attention_backend=attention[0].name,
+        weight_bytes=weight_bytes,
+        kv_cache_bytes=sum(count * size for count, size in zip(pages, need.page_bytes, strict=True)),
+        startup_seconds=seconds,
+    )
+    return Built(runner, scheduler_config(config, info, kv_groups), info)
+
+
+def scheduler_config(config: EngineConfig, info: EngineInfo, groups: tuple[KVGroup, ...]) -> SchedulerConfig:
+    return SchedulerConfig(
+        max_num_seqs=info.max_num_seqs,
+        max_num_batched_tokens=info.max_num_batched_tokens,
+        max_model_len=info.max_model_len,
+        page_size=info.page_size,
+        groups=groups,
+        policy=config.scheduling_policy,
+        enable_prefix_caching=config.enable_prefix_caching,
+        max_num_queued_reqs=info.max_num_queued_reqs,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- decisions
+
+
+def choose(config: EngineConfig, model_config: ModelConfig) -> Choices:
+    device = choose_device(config)
+    dtype = choose_dtype(config, model_config, device)
+    if config.kv_cache_dtype not in ("auto", dtype_name(dtype)):
+        raise ConfigurationError(
+            f"--kv-cache-dtype {config.kv_cache_dtype} differs from the model's {dtype_name(dtype)}, which is not "
+            "supported: leave it at auto, or set --dtype as well"
+        )
+    for name in ("max_num_seqs", "page_size"):
+        if getattr(config, name) < 1:
+            raise ConfigurationError(f"{name} is {getattr(config, name)}, it must be at least 1")
+    batched = config.max_num_batched_tokens
+    if batched is None:
+        batched = max(DEFAULT_BATCHED_TOKENS, config.max_num_seqs)
+    if batched < config.max_num_seqs:
+        raise ConfigurationError(
+            f"--max-num-batched-tokens {batched} is below --max-num-seqs {config.max_num_seqs}, and every running "
+            "request takes a token of each step: raise the first or lower the second"
+        )
+    queued = config.max_num_queued_reqs
+    return Choices(
+        device=device,
+        dtype=dtype,
+        num_threads=config.num_threads or len(os.sched_getaffinity(0)),
+        max_num_batched_tokens=batched,
+        max_num_queued_reqs=QUEUED_PER_SEQUENCE * config.max_num_seqs if queued is None else queued,
+    )
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("--device cuda: torch sees no CUDA device here: use --device cpu or auto")
+    return torch.device(config.device)
+
+
+def choose_dtype(config: EngineConfig, model_config: ModelConfig, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own (float32 where it does not say), with one exception.
+
+    float16 checkpoints run in bfloat16 on CPUs: x86 has bfloat16 products, float16 ones are emulated and several
+    times slower, and float32 would double the bytes every decode step reads. It is logged; --dtype decides otherwise.
+    """
+    if config.dtype != "auto":
+        return torch_dtype(config.dtype)
+    own = model_config.dtype or "float32"
+    if own == "float16" and device.type == "cpu":
+        log.warning(
+            "the float16 checkpoint runs in bfloat16 on a CPU: --dtype float16 or float32 to have it otherwise"
+        )
+        own = "bfloat16"
+    return torch_dtype(own)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def attention_spec(config: EngineConfig, model_config: ModelConfig, window: int | None) -> AttentionSpec:
+    return AttentionSpec(
+        num_heads=model_config.num_heads,
+        num_kv_heads=model_config.num_kv_heads,
+        head_dim=model_config.head_dim,
+        page_size=config.page_size,
+        scale=model_config.head_dim**-0.5,
+        window=window,
+    )
+
+
+def size_kv_cache(
+    config: EngineConfig, model_config: ModelConfig, choices: Choices, groups: LayerGroups, max_model_len: int
+) -> tuple[int, tuple[int, ...], Footprint]:
+    """(max_model_len, pages of each group, footprint of one sequence).
+
+    Context or budget that the user set are kept: if they contradict each other that is an error. Where both are left
+    to us the context is cut to what fits, with a warning.
+    """
+
+    def footprint(length: int) -> Footprint:
+        return kv_pool.footprint(
+            model_config,
+            groups,
+            max_model_len=length,
+            page_size=config.page_size,
+            max_num_batched_tokens=choices.max_num_batched_tokens,
+            dtype=choices.dtype,
+        )
+
+    need = footprint(max_model_len)
+    if config.num_pages is not None:
+        pages = (config.num_pages,) * len(groups.windows)
+        if any(config.num_pages < wanted for wanted in need.sequence_pages):
+            raise ConfigurationError(
+                f"{config.num_pages} pages of {config.page_size} tokens hold {config.num_pages * config.page_size} "
+                f"tokens, one sequence of max_model_len {max_model_len} needs {max(need.sequence_pages)} pages: lower "
+                f"--max-model-len to {config.num_pages * config.page_size} or raise --num-pages"
+            )
+        return max_model_len, pages, need
+    if config.kv_cache_memory_bytes is not None:
+        budget, name = config.kv_cache_memory_bytes, "--kv-cache-memory-bytes"
+    elif choices.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(choices.device)
+        budget = int(free - (1 - config.gpu_memory_utilization) * total)
+        name = f"--gpu-memory-utilization {config.gpu_memory_utilization}"
+    else:
+        budget = kv_pool.default_cpu_budget(available_bytes(), need)
+        name = "a quarter of the free memory"
+    fitting = kv_pool.count_pages(need, budget, config.max_num_seqs)
+    if fitting is not None:
+        return max_model_len, fitting, need
+    longest = kv_pool.longest_context(footprint, budget, max_model_len)
+    complaint = kv_pool.does_not_fit(need, budget, max_model_len, longest, name)
+    if longest == 0 or config.max_model_len is not None or config.kv_cache_memory_bytes is not None:
+        raise complaint
+    log.warning("max_model_len is %d instead of %d: %s", longest, max_model_len, complaint)
+    need = footprint(longest)
+    fitting = kv_pool.count_pages(need, budget, config.max_num_seqs)
+    assert fitting is not None, "the longest context that fits does fit"
+    return longest, fitting, need
+
+
+# ------------------------------------------------------------------------------------------- on the device thread
+
+
+def load_ops(backend: str, choices: Choices) -> Ops:
+    torch.set_num_threads(choices.num_threads)
+    try:
+        return select_ops(backend, choices.device)
+    except ValueError as error:
+        raise ConfigurationError(f"--attention-backend: {error}") from None
+
+
+def load_model(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    choices: Choices,
+    ops: Ops,
+    attention: list[AttentionBackend],
+    groups: LayerGroups,
+    max_model_len: int,
+    progress: Callable[[float], None],
+) -> tuple[Decoder, int]:
+    """The model with its weights in place, and their size in bytes."""
+    family = FAMILIES[model_config.architecture].model
+    cos_sin = rope_table(model_config, max_model_len, choices.device)
+    declared = DeclaredWeights(choices.dtype)
+    family(model_config, declared, TorchOps(), attention, groups.of_layer, cos_sin)
+    last = 0.0
+
+    def seldom(fraction: float) -> None:
+        nonlocal last
+        if fraction - last >= PROGRESS_STEP:
+            last = fraction
+            progress(fraction)
+
+    weights: SafetensorsWeights | DummyWeights
+    if config.load_format == "dummy":
+        weights = DummyWeights(
+            declared.shapes, seed=config.seed, device=choices.device, dtype=choices.dtype, progress=seldom
+        )
+    else:
+        weights = SafetensorsWeights(
+            config.model_dir, declared.shapes, device=choices.device, dtype=choices.dtype, progress=seldom
+        )
+    try:
+        return family(model_config, weights, ops, attention, groups.of_layer, cos_sin), declared.num_bytes
+    finally:
+        weights.close()
+
+
+def allocate_kv_cache(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    choices: Choices,
+    groups: LayerGroups,
+    pages: tuple[int, ...],
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return kv_pool.allocate(
+        model_config, groups, pages, page_size=config.page_size, dtype=choices.dtype, device=choices.device
+    )

@@ -1,0 +1,96 @@
+"""The pre-norm decoder that all dense families share: embedding, layers, final norm, output head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ...kernels.attention.interface import AttentionBackend
+from ...kernels.interface import Ops
+from ..batch import ForwardBatch
+from ..models.config import ModelConfig
+from .attention import Attention
+from .mlp import GatedMLP
+from .parts import LayerParts, Weights
+
+
+class DecoderLayer:
+    """x + attention(norm(x)), then x + mlp(norm(x)); the sum is kept apart as `residual` until the next norm."""
+
+    def __init__(self, parts: LayerParts, *, attention: Attention, mlp: GatedMLP) -> None:
+        hidden = (parts.config.hidden_size,)
+        self.ops = parts.ops
+        self.eps = parts.config.rms_norm_eps
+        self.attention = attention
+        self.mlp = mlp
+        self.attention_norm = parts.weights.tensor(f"{parts.name}.input_layernorm.weight", hidden)
+        self.mlp_norm = parts.weights.tensor(f"{parts.name}.post_attention_layernorm.weight", hidden)
+
+    def __call__(
+        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x, residual (T, hidden_size); what is still to be added and the sum so far."""
+        if residual is None:
+            residual = x
+            x = self.ops.rms_norm(x, self.attention_norm, self.eps)
+        else:
+            x, residual = self.ops.add_rms_norm(x, residual, self.attention_norm, self.eps)
+        x = self.attention(x, batch)
+        x, residual = self.ops.add_rms_norm(x, residual, self.mlp_norm, self.eps)
+        return self.mlp(x), residual
+
+
+class Decoder:
+    """A family is this class with its own `layer`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        ops: Ops,
+        attention: Sequence[AttentionBackend],  # one per KV group
+        layer_groups: Sequence[int],  # KV group of each layer
+        cos_sin: torch.Tensor,
+    ) -> None:
+        self.config = config
+        self.ops = ops
+        table = (config.vocab_size, config.hidden_size)
+        self.embedding = weights.tensor("model.embed_tokens.weight", table)
+        self.layers = [
+            self.layer(
+                LayerParts(
+                    config=config,
+                    index=index,
+                    group=group,
+                    name=f"model.layers.{index}",
+                    weights=weights,
+                    ops=ops,
+                    attention=attention[group],
+                    cos_sin=cos_sin,
+                )
+            )
+            for index, group in enumerate(layer_groups)
+        ]
+        self.norm = weights.tensor("model.norm.weight", (config.hidden_size,))
+        self.head = ops.linear(
+            self.embedding if config.tie_word_embeddings else weights.tensor("lm_head.weight", table)
+        )
+
+    def layer(self, parts: LayerParts) -> DecoderLayer:
+        raise NotImplementedError
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        """(T, hidden_size) after the final norm; keys and values of all tokens are in the pages."""
+        x = F.embedding(batch.tokens, self.embedding)
+        residual = None
+        for layer in self.layers:
+            x, residual = layer(x, residual, batch)
+        assert residual is not None, "a decoder has layers"
+        x, _ = self.ops.add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(R, hidden_size) -> (R, vocab_size)."""
+        return self.head(hidden)

@@ -1,0 +1,29 @@
+"""The gated feed-forward block (SwiGLU, arXiv:2002.05202)."""
+
+from __future__ import annotations
+
+import torch
+
+from .parts import LayerParts
+
+
+class GatedMLP:
+    """down(silu(gate(x)) · up(x)); gate and up come out of one product."""
+
+    def __init__(self, parts: LayerParts, *, bias: bool) -> None:
+        hidden, inner = parts.config.hidden_size, parts.config.intermediate_size
+        weights, name = parts.weights, f"{parts.name}.mlp"
+        names = [f"{name}.{x}_proj" for x in ("gate", "up")]
+        self.ops = parts.ops
+        self.gate_up = parts.ops.linear(
+            weights.stacked([f"{n}.weight" for n in names], [(inner, hidden)] * 2),
+            weights.stacked([f"{n}.bias" for n in names], [(inner,)] * 2) if bias else None,
+        )
+        self.down = parts.ops.linear(
+            weights.tensor(f"{name}.down_proj.weight", (hidden, inner)),
+            weights.tensor(f"{name}.down_proj.bias", (hidden,)) if bias else None,
+        )
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(T, hidden_size) -> (T, hidden_size)."""
+        return self.down(self.ops.silu_mul(self.gate_up(x)))

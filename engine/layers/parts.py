@@ -1,0 +1,35 @@
+"""What a layer is built from: its place in the model, its weights, the operations and its attention back end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from ...kernels.attention.interface import AttentionBackend
+from ...kernels.interface import Ops
+from ..models.config import ModelConfig
+
+
+class Weights(Protocol):
+    """Where parameters come from; each is asked for once, by its full name in the checkpoint."""
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """The named tensor, on the model's device and in its dtype, owned by the caller."""
+
+    def stacked(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Several tensors, one above the other (along the first dimension), in one owned tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParts:
+    config: ModelConfig
+    index: int  # of the layer
+    group: int  # KV group of the layer
+    name: str  # prefix of its weights, e.g. "model.layers.3"
+    weights: Weights
+    ops: Ops
+    attention: AttentionBackend
+    cos_sin: torch.Tensor  # (max_position, rotary_dim) float32

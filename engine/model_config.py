@@ -1,0 +1,219 @@
+"""How a checkpoint's config.json is read into a `ModelConfig`, whatever its spelling; clear errors where it cannot be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import ConfigurationError
+from .models.config import ModelConfig, RopeConfig
+from .models.registry import FAMILIES
+
+ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+DTYPES = ("float32", "bfloat16", "float16")
+
+T = TypeVar("T")
+
+
+def read_model_config(model_dir: str | Path, hf_overrides: Mapping[str, Any] | None = None) -> ModelConfig:
+    """Read `model_dir`/config.json with `hf_overrides` laid over it (key by key, dicts replaced whole)."""
+    path = Path(model_dir) / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"{path} does not exist: --model must name a Hugging Face model directory"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{path} is not a JSON object")
+    return parse_model_config({**raw, **(hf_overrides or {})}, where=str(path))
+
+
+def parse_model_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+    """The typed form of a config.json's content. Raises ConfigurationError naming the key and `where`."""
+    fields = Fields(raw, where)
+    architecture = supported_architecture(raw, where)
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        raise ConfigurationError(
+            f"{where}: quantization_config ({method}) is not supported: use an unquantised model"
+        )
+    activation = fields.get("hidden_act", str, "silu")
+    if activation not in ("silu", "swish"):
+        raise ConfigurationError(f"{where}: hidden_act {activation!r} is not supported: silu is")
+    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    num_kv_heads = fields.size("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise ConfigurationError(
+            f"{where}: num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}"
+        )
+    head_dim = fields.size("head_dim", FAMILIES[architecture].default_head_dim or hidden_size // num_heads)
+    num_layers, max_positions = fields.size("num_hidden_layers"), fields.size("max_position_embeddings")
+    rope = parse_rope(fields, max_positions)
+    dtype = raw.get("dtype") or raw.get("torch_dtype")
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigurationError(f"{where}: dtype {dtype!r} is not supported: one of {', '.join(DTYPES)} is")
+    return ModelConfig(
+        architecture=architecture,
+        vocab_size=fields.size("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=fields.size("intermediate_size"),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+        attention_bias=fields.get("attention_bias", bool, False),
+        mlp_bias=fields.get("mlp_bias", bool, False),
+        tie_word_embeddings=fields.get("tie_word_embeddings", bool, False),
+        rope=rope,
+        windows=layer_windows(fields, architecture, num_layers),
+        max_position_embeddings=max_positions,
+        derived_max_model_len=derive_max_model_len(raw, rope, max_positions),
+        dtype=dtype,
+    )
+
+
+def supported_architecture(raw: Mapping[str, Any], where: str) -> str:
+    names = raw.get("architectures") or []
+    for name in names:
+        if name in FAMILIES:
+            return str(name)
+    said = ", ".join(map(str, names)) or "nothing"
+    raise ConfigurationError(
+        f"{where}: architectures says {said}, which is not supported: one of {', '.join(sorted(FAMILIES))} is"
+    )
+
+
+def layer_windows(fields: Fields, architecture: str, num_layers: int) -> tuple[int | None, ...]:
+    """Keys each layer sees: by `layer_types` where given, else by the family's own rule."""
+    rule = FAMILIES[architecture].window_rule
+    if rule == "none" or (rule == "optional" and not fields.get("use_sliding_window", bool, False)):
+        return (None,) * num_layers
+    if fields.raw.get("sliding_window") is None:
+        return (None,) * num_layers
+    window = fields.size("sliding_window")
+    types = fields.raw.get("layer_types")
+    if types is None:
+        first = fields.size("max_window_layers", 28) if rule == "optional" else 0
+        return tuple(window if i >= first else None for i in range(num_layers))
+    if len(types) != num_layers or not set(types) <= {"full_attention", "sliding_attention"}:
+        raise ConfigurationError(
+            f"{fields.where}: layer_types must hold {num_layers} of full_attention or sliding_attention, not {types}"
+        )
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
+def parse_rope(fields: Fields, max_positions: int) -> RopeConfig:
+    """Both spellings: `rope_theta` + `rope_scaling` (with `type` or `rope_type`), and `rope_parameters`."""
+    raw, where = fields.raw, fields.where
+    merged: dict[str, Any] = {}
+    for key in ("rope_parameters", "rope_scaling"):
+        value = raw.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise ConfigurationError(f"{where}: {key} must be an object, not {value!r}")
+        merged.update(value or {})
+    if any(isinstance(value, dict) for value in merged.values()):
+        raise ConfigurationError(
+            f"{where}: rope_parameters that differ between kinds of layers are not supported"
+        )
+    rope = Fields(merged, f"{where}: rope parameters")
+    kind = merged.get("rope_type") or merged.get("type") or "default"
+    if kind not in ROPE_KINDS:
+        raise ConfigurationError(
+            f"{where}: rope_type {kind!r} is not supported: one of {', '.join(ROPE_KINDS)} is"
+        )
+    theta = rope.number("rope_theta", fields.number("rope_theta", 10_000.0))
+    partial = rope.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
+    if kind == "default":
+        return RopeConfig("default", theta, partial_rotary_factor=partial)
+    original = raw.get("original_max_position_embeddings") or merged.get("original_max_position_embeddings")
+    original = int(original or max_positions)
+    factor = rope.number("factor", max_positions / original if kind == "yarn" else None)
+    if factor < 1.0:
+        raise ConfigurationError(f"{where}: rope factor {factor} must be at least 1")
+    return RopeConfig(
+        kind=kind,
+        theta=theta,
+        factor=factor,
+        original_max_position_embeddings=original,
+        partial_rotary_factor=partial,
+        low_freq_factor=rope.number("low_freq_factor", 1.0),
+        high_freq_factor=rope.number("high_freq_factor", 4.0),
+        attention_factor=rope.optional_number("attention_factor"),
+        beta_fast=rope.number("beta_fast", 32.0),
+        beta_slow=rope.number("beta_slow", 1.0),
+        mscale=rope.optional_number("mscale"),
+        mscale_all_dim=rope.optional_number("mscale_all_dim"),
+        truncate=rope.get("truncate", bool, True),
+    )
+
+
+def derive_max_model_len(raw: Mapping[str, Any], rope: RopeConfig, max_positions: int) -> int:
+    """Context the model can take: linear and dynamic stretch max_position_embeddings by `factor`.
+
+    llama3 and yarn configurations usually state the stretched length already; a yarn one that states the original
+    length beside it gets original x factor where that is more.
+    """
+    if rope.kind in ("linear", "dynamic"):
+        return int(max_positions * rope.factor)
+    if rope.kind == "yarn":
+        return max(max_positions, int(rope.original_max_position_embeddings * rope.factor))
+    return max_positions
+
+
+def context_length(config: ModelConfig, asked: int | None) -> int:
+    """The context to serve: `asked`, or all the model was made for. Raises when it was made for less."""
+    if asked is None:
+        return config.derived_max_model_len
+    if asked < 1:
+        raise ConfigurationError(f"--max-model-len {asked} must be at least 1")
+    if asked > config.derived_max_model_len:
+        raise ConfigurationError(
+            f"--max-model-len {asked} is more than the {config.derived_max_model_len} positions this model was "
+            "made for: lower it, or stretch the model with --hf-overrides, e.g. "
+            '\'{"rope_scaling": {"rope_type": "yarn", "factor": 2.0, '
+            f'"original_max_position_embeddings": {config.max_position_embeddings}}}}}\''
+        )
+    return asked
+
+
+class Fields:
+    """Typed reading of a JSON object; `where` starts every complaint."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+        self.raw = raw
+        self.where = where
+
+    def get(self, key: str, kind: type[T], default: T) -> T:
+        value = self.raw.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, kind):
+            raise ConfigurationError(f"{self.where}: {key} must be {kind.__name__}, not {value!r}")
+        return value
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A positive integer; required when there is no default."""
+        value = self.raw.get(key)
+        if value is None:
+            value = default
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigurationError(f"{self.where}: {key} must be a positive integer, not {value!r}")
+        return value
+
+    def number(self, key: str, default: float | None) -> float:
+        """A number; required when there is no default."""
+        value = self.raw.get(key)
+        if value is None:
+            value = default
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ConfigurationError(f"{self.where}: {key} must be a number, not {value!r}")
+        return float(value)
+
+    def optional_number(self, key: str) -> float | None:
+        return None if self.raw.get(key) is None else self.number(key, None)

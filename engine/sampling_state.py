@@ -1,0 +1,153 @@
+"""How each slot samples: parameters and token counts, on the device, with the host's own copy of what steers it.
+
+The host copy decides which transformations a step needs at all, so that a step of plain greedy rows is one argmax
+and no decision waits for the device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..scheduler.messages import SamplingParams
+from ..scheduler.plan import Int32
+
+GREEDY_TEMPERATURE = 1e-5  # at or below it the most likely token is taken
+
+
+class SamplingState:
+    """Arrays over slots. `write` fills one when a request takes it; `count` follows what penalised slots sample."""
+
+    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
+        self.vocab_size = vocab_size
+        self.device = device
+        # What the host steers by.
+        self.greedy = np.ones(num_slots, np.bool_)
+        self.truncated = np.zeros(num_slots, np.bool_)  # top-k or top-p
+        self.penalised = np.zeros(num_slots, np.bool_)
+        self.biased = np.zeros(num_slots, np.bool_)
+        self.min_length = np.zeros(num_slots, np.int32)  # tokens, prompt included, before a stop id may come
+        self.logprobs = np.full(num_slots, -1, np.int32)
+        self.prompt_logprobs = np.full(num_slots, -1, np.int32)
+        self.num_prompt_tokens = np.zeros(num_slots, np.int32)
+        self.seeds = np.zeros(num_slots, np.uint64)
+        self.plain = np.ones(num_slots, np.bool_)  # greedy, and nothing else asked for
+        # What the device computes with.
+        self.temperature = torch.ones(num_slots, device=device)
+        self.top_k = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self.top_p = torch.ones(num_slots, device=device)
+        self.min_p = torch.zeros(num_slots, device=device)
+        self.presence = torch.zeros(num_slots, device=device)
+        self.frequency = torch.zeros(num_slots, device=device)
+        self.repetition = torch.ones(num_slots, device=device)
+        self._bias: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._stop_ids: dict[int, torch.Tensor] = {}
+        # Counts exist only for slots with penalties: `_rows` says where.
+        self._rows: dict[int, int] = {}
+        self._free_rows: list[int] = []
+        self._output_counts = torch.zeros((0, vocab_size), dtype=torch.int32, device=device)
+        self._prompt_has = torch.zeros((0, vocab_size), dtype=torch.bool, device=device)
+
+    def write(self, slot: int, tokens: Int32, num_prompt_tokens: int, sampling: SamplingParams) -> None:
+        """The request in `slot` is this one from now on; `tokens` are its prompt and the output known so far."""
+        greedy = sampling.temperature <= GREEDY_TEMPERATURE
+        penalised = bool(
+            sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
+        )
+        self.greedy[slot] = greedy
+        self.truncated[slot] = not greedy and (sampling.top_k > 0 or sampling.top_p < 1.0)
+        self.penalised[slot] = penalised
+        self.biased[slot] = bool(sampling.logit_bias)
+        self.min_length[slot] = num_prompt_tokens + sampling.min_tokens if sampling.stop_token_ids else 0
+        self.logprobs[slot] = sampling.logprobs
+        self.prompt_logprobs[slot] = sampling.prompt_logprobs
+        self.num_prompt_tokens[slot] = num_prompt_tokens
+        self.seeds[slot] = sampling.seed & 0xFFFFFFFFFFFFFFFF
+        self.plain[slot] = (
+            greedy
+            and not penalised
+            and not sampling.logit_bias
+            and sampling.logprobs < 0
+            and len(tokens) >= self.min_length[slot]
+        )
+        if not greedy:
+            self.temperature[slot] = sampling.temperature
+            self.top_k[slot] = min(max(sampling.top_k, 0), self.vocab_size)
+            self.top_p[slot] = sampling.top_p
+            self.min_p[slot] = sampling.min_p
+        self._write_bias(slot, sampling)
+        self._write_counts(slot, tokens, num_prompt_tokens, sampling, penalised)
+
+    def _write_bias(self, slot: int, sampling: SamplingParams) -> None:
+        self._bias.pop(slot, None)
+        if sampling.logit_bias:
+            ids = torch.tensor(list(sampling.logit_bias), dtype=torch.int64)
+            values = torch.tensor(list(sampling.logit_bias.values()), dtype=torch.float32)
+            self._bias[slot] = (ids.to(self.device), values.to(self.device))
+        self._stop_ids.pop(slot, None)
+        if sampling.min_tokens and sampling.stop_token_ids:
+            self._stop_ids[slot] = torch.tensor(
+                sampling.stop_token_ids, dtype=torch.int64, device=self.device
+            )
+
+    def _write_counts(
+        self, slot: int, tokens: Int32, num_prompt_tokens: int, sampling: SamplingParams, penalised: bool
+    ) -> None:
+        row = self._rows.pop(slot, None)
+        if row is not None:
+            self._free_rows.append(row)
+        if not penalised:
+            return
+        self.presence[slot] = sampling.presence_penalty
+        self.frequency[slot] = sampling.frequency_penalty
+        self.repetition[slot] = sampling.repetition_penalty
+        if not self._free_rows:
+            self._grow()
+        row = self._rows[slot] = self._free_rows.pop()
+        prompt, output = tokens[:num_prompt_tokens], tokens[num_prompt_tokens:]
+        self._prompt_has[row] = torch.from_numpy(np.bincount(prompt, minlength=self.vocab_size) > 0)
+        counts = np.bincount(output, minlength=self.vocab_size).astype(np.int32)
+        self._output_counts[row] = torch.from_numpy(counts)
+
+    def _grow(self) -> None:
+        old = len(self._output_counts)
+        more = max(1, old)
+        self._free_rows += range(old, old + more)
+        self._output_counts = torch.cat(
+            (self._output_counts, self._output_counts.new_zeros((more, self.vocab_size)))
+        )
+        self._prompt_has = torch.cat((self._prompt_has, self._prompt_has.new_zeros((more, self.vocab_size))))
+
+    # ------------------------------------------------------------------------------------------------- transformations
+
+    def penalise(self, logits: torch.Tensor, slots: npt.NDArray[np.intp]) -> torch.Tensor:
+        """float32 logits (n, vocab_size) of penalised `slots`: repetition, then frequency and presence."""
+        at, rows = self._index(slots), self._count_rows(slots)
+        counts = self._output_counts[rows]
+        seen = self._prompt_has[rows] | (counts > 0)
+        repetition = self.repetition[at, None]
+        repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
+        logits = torch.where(seen, repeated, logits)
+        logits = logits - self.frequency[at, None] * counts
+        return logits - self.presence[at, None] * (counts > 0)
+
+    def add_bias(self, logits: torch.Tensor, slot: int) -> None:
+        """logits (vocab_size,) of one biased slot, in place."""
+        ids, values = self._bias[slot]
+        logits.index_add_(0, ids, values)
+
+    def forbid_stop(self, logits: torch.Tensor, slot: int) -> None:
+        """logits (vocab_size,) of one slot that has not produced min_tokens yet, in place."""
+        logits.index_fill_(0, self._stop_ids[slot], float("-inf"))
+
+    def count(self, slots: npt.NDArray[np.intp], tokens: torch.Tensor) -> None:
+        """Penalised `slots` sampled `tokens` (n,)."""
+        self._output_counts[self._count_rows(slots), tokens.long()] += 1
+
+    def _index(self, slots: npt.NDArray[np.intp]) -> torch.Tensor:
+        return torch.from_numpy(slots.astype(np.int64)).to(self.device)
+
+    def _count_rows(self, slots: npt.NDArray[np.intp]) -> torch.Tensor:
+        rows = [self._rows[slot] for slot in slots.tolist()]
+        return torch.tensor(rows, dtype=torch.int64, device=self.device)

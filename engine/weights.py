@@ -1,0 +1,219 @@
+"""Where a model's parameters come from: safetensors files, a declaration of what is needed, or seeded noise.
+
+A model asks for its tensors by name while it is built (`layers.parts.Weights`), so they stream one by one from the
+mapped files into their final place, fused and converted on the way; nothing is held twice but the tensor in transit.
+On a CPU a tensor that needs neither stays mapped (privately): its pages are the page cache's own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .errors import ConfigurationError
+
+Shape = tuple[int, ...]
+Progress = Callable[[float], None]
+
+# Left in some checkpoints though no model reads them.
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+LISTED = 6  # names per kind in an error
+
+
+class DeclaredWeights:
+    """Hands out shapes without memory and remembers what was asked for: the list of tensors a model needs."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.shapes: dict[str, Shape] = {}
+
+    def tensor(self, name: str, shape: Shape) -> torch.Tensor:
+        self.shapes[name] = shape
+        return torch.empty(shape, dtype=self.dtype, device="meta")
+
+    def stacked(self, names: Sequence[str], shapes: Sequence[Shape]) -> torch.Tensor:
+        self.shapes.update(zip(names, shapes, strict=True))
+        # Not torch.cat: the first operation on meta tensors imports two seconds' worth of torch.
+        height = sum(shape[0] for shape in shapes)
+        return torch.empty((height, *shapes[0][1:]), dtype=self.dtype, device="meta")
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values()) * self.dtype.itemsize
+
+
+class SafetensorsWeights:
+    """The tensors of a checkpoint directory: model.safetensors, or the shards of model.safetensors.index.json.
+
+    The constructor checks names and shapes of all that is `needed` and raises one ConfigurationError for whatever
+    does not fit. `progress` gets the share of bytes loaded, 0..1.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        needed: Mapping[str, Shape],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        progress: Progress = lambda fraction: None,
+    ) -> None:
+        self._device = device
+        self._dtype = dtype
+        self._progress = progress
+        self._files = ExitStack()
+        self._where: dict[str, Any] = {}
+        for path in checkpoint_files(Path(model_dir)):
+            try:
+                file = self._files.enter_context(safe_open(path, framework="pt", device="cpu"))
+            except (OSError, SafetensorError) as error:
+                raise ConfigurationError(f"{path} cannot be read: {error}") from None
+            self._where.update(dict.fromkeys(file.keys(), file))
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in self._where.items()}
+        check_shapes(needed, shapes, str(model_dir))
+        self._total = sum(math.prod(shape) for shape in needed.values())
+        self._done = 0
+
+    def tensor(self, name: str, shape: Shape) -> torch.Tensor:
+        mapped: torch.Tensor = self._where[name].get_tensor(name)
+        self._count(math.prod(shape))
+        return mapped.to(device=self._device, dtype=self._dtype)
+
+    def stacked(self, names: Sequence[str], shapes: Sequence[Shape]) -> torch.Tensor:
+        heights = [shape[0] for shape in shapes]
+        out = torch.empty((sum(heights), *shapes[0][1:]), dtype=self._dtype, device=self._device)
+        for name, part in zip(names, out.split_with_sizes(heights), strict=True):
+            part.copy_(self._where[name].get_tensor(name))
+            self._count(part.numel())
+        return out
+
+    def _count(self, numel: int) -> None:
+        self._done += numel
+        self._progress(self._done / self._total)
+
+    def close(self) -> None:
+        self._files.close()
+
+
+def checkpoint_files(model_dir: Path) -> list[Path]:
+    """The safetensors files of a checkpoint; every file of a sharded one must be there."""
+    single, index = model_dir / "model.safetensors", model_dir / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        others = sorted(
+            path.name for pattern in ("*.bin", "*.pt", "*.gguf") for path in model_dir.glob(pattern)
+        )
+        hint = f" ({', '.join(others[:LISTED])} cannot be loaded)" if others else ""
+        raise ConfigurationError(
+            f"{model_dir} has neither model.safetensors nor model.safetensors.index.json{hint}: convert the "
+            "checkpoint to safetensors, or use --load-format dummy for random weights"
+        )
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigurationError(f"{index} is not an index of safetensors shards: {error!r}") from None
+    missing = [shard for shard in shards if not (model_dir / shard).is_file()]
+    if missing:
+        raise ConfigurationError(
+            f"{index} names {len(missing)} of {len(shards)} shards that are not there: {listing(missing)}; "
+            "download the checkpoint again"
+        )
+    return [model_dir / shard for shard in shards]
+
+
+def check_shapes(needed: Mapping[str, Shape], found: Mapping[str, Shape], where: str) -> None:
+    """Raise one ConfigurationError that lists missing, mis-shaped and unexpected tensors."""
+    missing = [name for name in needed if name not in found]
+    wrong = [
+        f"{name} is {list(found[name])}, config.json says {list(shape)}"
+        for name, shape in needed.items()
+        if name in found and found[name] != shape
+    ]
+    unexpected = [name for name in found if name not in needed and not ignorable(name)]
+    complaints = [
+        f"{len(names)} {kind}: {listing(names)}"
+        for kind, names in (("missing", missing), ("mis-shaped", wrong), ("unexpected", unexpected))
+        if names
+    ]
+    if complaints:
+        raise ConfigurationError(
+            f"the tensors in {where} do not fit its config.json: {'; '.join(complaints)}; is it the config.json of "
+            "another model?"
+        )
+
+
+def ignorable(name: str) -> bool:
+    # A tied head is often stored beside the embedding it equals.
+    return name == "lm_head.weight" or name.endswith(IGNORED_SUFFIXES)
+
+
+def listing(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+class DummyWeights:
+    """Seeded noise in place of a checkpoint, scaled so that activations and logits stay sane.
+
+    Matrices are cut from one block of normal numbers whose length is prime, so no two rows are alike and filling
+    costs a copy: a benchmark of a large model starts in the time its memory takes to be written.
+    """
+
+    BLOCK = 1_048_583
+
+    def __init__(
+        self,
+        needed: Mapping[str, Shape],
+        *,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        progress: Progress = lambda fraction: None,
+    ) -> None:
+        self._seed = seed
+        self._device = device
+        self._dtype = dtype
+        self._progress = progress
+        noise = torch.randn(self.BLOCK, generator=torch.Generator().manual_seed(seed))
+        self._noise = noise.to(device=device, dtype=dtype)
+        self._total = sum(math.prod(shape) for shape in needed.values())
+        self._done = 0
+
+    def tensor(self, name: str, shape: Shape) -> torch.Tensor:
+        out = torch.empty(shape, dtype=self._dtype, device=self._device)
+        self._fill(name, out)
+        return out
+
+    def stacked(self, names: Sequence[str], shapes: Sequence[Shape]) -> torch.Tensor:
+        heights = [shape[0] for shape in shapes]
+        out = torch.empty((sum(heights), *shapes[0][1:]), dtype=self._dtype, device=self._device)
+        for name, part in zip(names, out.split_with_sizes(heights), strict=True):
+            self._fill(name, part)
+        return out
+
+    def _fill(self, name: str, out: torch.Tensor) -> None:
+        if name.endswith("norm.weight"):
+            out.fill_(1.0)
+        elif name.endswith(".bias"):
+            out.zero_()
+        else:
+            noise = self._noise.roll(zlib.crc32(name.encode()) % self.BLOCK)
+            flat = out.view(-1)
+            for begin in range(0, len(flat), self.BLOCK):
+                part = flat[begin : begin + self.BLOCK]
+                torch.mul(noise[: len(part)], 1 / math.sqrt(out.shape[-1]), out=part)
+        self._done += out.numel()
+        self._progress(self._done / self._total)
+
+    def close(self) -> None:
+        """Nothing is open."""

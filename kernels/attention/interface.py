@@ -1,0 +1,66 @@
+"""The one interface of paged attention: `plan` once per step, `run` once per layer.
+
+KV layout (NHD): `k_pages` and `v_pages` are (num_pages, page_size, num_kv_heads, head_dim), one pair per
+layer, all layers of a KV group sharing one page table. Position p of the request in slot s lives in page
+`page_table[s, p // page_size]` at offset `p % page_size`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """Shapes that all layers of a KV group share. `window` counts visible keys, the query's included."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    scale: float
+    window: int | None = None
+    soft_cap: float | None = None
+
+
+@dataclass(slots=True)
+class AttentionBatch:
+    """The ragged batch as the back ends see it; index tensors int32, on the device unless said.
+
+    Row i has query tokens q_start[i] .. q_start[i+1]-1 of the flat token axis, the first at position
+    starts[i], and sees keys at positions 0 .. starts[i] + len - 1 (causal, its own keys included).
+    """
+
+    num_rows: int
+    num_tokens: int
+    num_decode_rows: int  # the first rows, one query token each
+    max_len: int  # longest row in query tokens
+    max_context: int  # longest starts + len
+    slots: torch.Tensor  # (rows,)
+    starts: torch.Tensor  # (rows,)
+    q_start: torch.Tensor  # (rows + 1,)
+    positions: torch.Tensor  # (tokens,) position of each query token
+    token_rows: torch.Tensor  # (tokens,) row of each query token
+    page_table: torch.Tensor  # (slots, max_pages)
+
+
+class AttentionBackend(Protocol):
+    """One per (device, KV group). Not thread-safe; the device thread owns it."""
+
+    name: str
+
+    def plan(self, batch: AttentionBatch) -> None:
+        """Take in everything that depends on lengths; called once per step, before any `run` of it."""
+
+    def run(
+        self,
+        q: torch.Tensor,  # (tokens, num_heads, head_dim)
+        k: torch.Tensor,  # (tokens, num_kv_heads, head_dim)
+        v: torch.Tensor,  # (tokens, num_kv_heads, head_dim)
+        k_pages: torch.Tensor,  # (num_pages, page_size, num_kv_heads, head_dim)
+        v_pages: torch.Tensor,
+    ) -> torch.Tensor:
+        """Write the step's k and v into the pages, attend; (tokens, num_heads, head_dim) in q's dtype."""

@@ -1,0 +1,82 @@
+"""The operations in plain torch, on any device: the oracle of every back end and the fallback of all."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+class TorchLinear:
+    """y = x @ weight.T + bias, the weight kept as it came."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(T, in_features) -> (T, out_features), same dtype."""
+        return F.linear(x, self.weight, self.bias)
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight, (N,) int -> (N, in_features)."""
+        return F.embedding(ids, self.weight)
+
+
+class TorchOps:
+    name = "torch"
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TorchLinear:
+        """Prepare a weight (out, in) for products."""
+        return TorchLinear(weight, bias)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """(..., H) -> (..., H): x / sqrt(mean(x²) + eps) · weight, rounded once at the end."""
+        x32 = x.float()
+        inverse = torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + eps)
+        return (x32 * inverse * weight.float()).to(x.dtype)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """residual + x in place in `residual`; returns (rms_norm of the sum, the sum)."""
+        residual.add_(x)
+        return self.rms_norm(residual, weight, eps), residual
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """(T, 2I) -> (T, I): silu of the first half times the second."""
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return (F.silu(gate) * up).to(gate_up.dtype)
+
+    def rotary(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos_sin: torch.Tensor,
+        positions: torch.Tensor,
+        q_norm: torch.Tensor | None = None,
+        k_norm: torch.Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Optional per-head RMSNorm, then NeoX-style rotary embedding (half with half), in place.
+
+        q (T, num_heads, head_dim), k (T, num_kv_heads, head_dim), positions (T,) int32, cos_sin
+        (max_position, rotary_dim) float32. Dimensions from rotary_dim on are normed but not rotated.
+        """
+        cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
+        for x, norm in ((q, q_norm), (k, k_norm)):
+            x.copy_(rotate(x.float() if norm is None else norm_heads(x, norm, eps), cos, sin))
+        return q, k
+
+
+def norm_heads(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm over the last dimension, in float32 and left there: (T, heads, head_dim)."""
+    x32 = x.float()
+    return x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + eps) * weight.float()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x (T, heads, head_dim) by angles given as cos, sin (T, 1, rotary_dim / 2)."""
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)

@@ -1,0 +1,61 @@
+"""What a scheduler accepts: its configuration, and the refusals that carry their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .messages import Policy
+from .plan import KVGroup
+
+
+class QueueFull(Exception):
+    """The waiting queue is at its bound; carries `num_waiting` and `max_num_queued_reqs`."""
+
+    def __init__(self, num_waiting: int, max_num_queued_reqs: int) -> None:
+        super().__init__(
+            f"{num_waiting} requests are waiting and the queue is bounded at {max_num_queued_reqs}: try again later"
+        )
+        self.num_waiting = num_waiting
+        self.max_num_queued_reqs = max_num_queued_reqs
+
+
+class RequestTooLong(Exception):
+    """The request can never run; carries `num_tokens` it needs and the `limit` it breaks (tokens)."""
+
+    def __init__(self, message: str, num_tokens: int, limit: int) -> None:
+        super().__init__(message)
+        self.num_tokens = num_tokens
+        self.limit = limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerConfig:
+    """`max_num_batched_tokens` bounds the tokens of one step and must hold a decode of every running request."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    page_size: int
+    groups: tuple[KVGroup, ...]
+    policy: Policy = "fcfs"
+    enable_prefix_caching: bool = True
+    max_num_queued_reqs: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_model_len", "page_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} is below max_num_seqs {self.max_num_seqs}: "
+                "a step must have room for one token of every running request"
+            )
+        if not self.groups:
+            raise ValueError("groups is empty, a model has at least one KV group")
+        for group in self.groups:
+            if group.num_pages < 1 or (group.kind == "sliding") != (group.window is not None):
+                raise ValueError(
+                    f"{group}: num_pages must be positive, and window set for sliding groups only"
+                )
+            if group.window is not None and group.window < 1:
+                raise ValueError(f"{group}: window must be at least 1")

@@ -1,0 +1,295 @@
+"""What the processes of the family say to each other: msgspec Structs in msgpack, one tagged union per direction.
+
+Sockets: every front end binds one ZMQ ROUTER; engines and the supervisor connect a DEALER to each of them. A
+DEALER's identity is `engine:<engine_id>:<incarnation>` or `supervisor`; a restarted engine has a new incarnation,
+so nothing meant for the dead one reaches it. Every message is one frame. Arrays travel as raw little-endian bytes
+(`np.frombuffer`). A message that does not decode is logged and dropped by its receiver; it cannot execute anything.
+
+Request ids are chosen by the front end, unique for its lifetime, and fit 32 bits. `time.monotonic()` is comparable
+between processes of one host, so durations measured by the engine travel as seconds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Struct
+
+DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+LoadFormat: TypeAlias = Literal["auto", "safetensors", "dummy"]
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
+Policy: TypeAlias = Literal["fcfs", "lpm", "wspt"]
+FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
+EngineState: TypeAlias = Literal["loading", "ready", "draining", "restarting", "failed"]
+
+
+# ------------------------------------------------------------------------------------------- start-up configuration
+
+
+class KVEventsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`--kv-events-config`: the ZMQ PUB socket of KV events, key for key as vLLM spells it (loopback by default)."""
+
+    enable_kv_cache_events: bool = True
+    publisher: Literal["zmq", "null"] = "zmq"
+    endpoint: str = "tcp://127.0.0.1:5557"
+    replay_endpoint: str | None = None
+    buffer_steps: int = 10_000
+    hwm: int = 100_000
+    max_queue_size: int = 100_000
+    topic: str = ""
+
+
+class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything an engine process is told at its start; the supervisor writes it as JSON, the engine reads it.
+
+    `None` means "choose for me"; the engine reports what it chose in `EngineInfo`.
+    """
+
+    engine_id: int = 0
+    incarnation: int = 0  # new at every start; 0 = the engine takes the time
+    frontends: list[str] = []  # ZMQ endpoints of the front ends, index = front end id
+    model_dir: str
+    load_format: LoadFormat = "auto"
+    dtype: DType = "auto"
+    device: Device = "auto"
+    kv_cache_dtype: DType = "auto"
+    max_model_len: int | None = None
+    hf_overrides: dict[str, Any] = {}
+    page_size: int = 16
+    num_pages: int | None = None  # overrides the memory budget
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float = 0.92
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    max_num_queued_reqs: int | None = None
+    scheduling_policy: Policy = "fcfs"
+    enable_prefix_caching: bool = True
+    async_scheduling: bool = True  # one step in flight
+    attention_backend: Literal["auto", "torch", "cpu"] = "auto"
+    num_threads: int | None = None
+    seed: int = 0
+    kv_events: KVEventsConfig | None = None
+    log_level: str = "info"
+
+
+class EngineInfo(Struct, frozen=True, kw_only=True):
+    """What a loaded engine is; sent inside every `EngineStatus` once it is ready."""
+
+    max_model_len: int
+    vocab_size: int
+    page_size: int
+    num_pages: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_num_queued_reqs: int
+    dtype: str
+    kv_cache_dtype: str
+    device: str
+    attention_backend: str
+    weight_bytes: int
+    kv_cache_bytes: int
+    startup_seconds: dict[str, float]  # phase -> seconds
+
+
+# ------------------------------------------------------------------------------------------- front end -> engine
+
+
+class SamplingParams(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How one sequence is continued. All fields are resolved and validated by the front end.
+
+    `max_tokens` and `min_tokens` count output tokens since the prompt (resumed ones included). `seed` is always set;
+    draws depend on (seed, position) alone. `stop_token_ids` holds the EOS ids too, unless EOS is ignored; none of
+    them may be produced before `min_tokens` tokens were. `top_k` 0 means off. `logprobs` is the number of top
+    alternatives per output token (-1 = off, 0 = the chosen token alone); `prompt_logprobs` likewise for the prompt.
+    Penalties: presence and frequency look at output tokens, repetition at prompt and output.
+    """
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: list[int] = []
+    logprobs: int = -1
+    prompt_logprobs: int = -1
+
+
+class Hello(Struct, frozen=True, tag="hello"):
+    """A front end greets an engine it did not know; the engine aborts what older incarnations of it had sent."""
+
+    frontend_id: int
+    incarnation: int
+
+
+class Submit(Struct, frozen=True, tag="submit", kw_only=True):
+    """One sequence to continue. `tokens` (int32) is the prompt followed by output already produced, if resumed."""
+
+    request_id: int
+    tokens: bytes
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    priority: int = 0  # lower runs first
+    cache_salt: str = ""  # prefix-cache namespace
+
+
+class Abort(Struct, frozen=True, tag="abort"):
+    """Stop these requests (uint32 ids); nothing more is sent for them."""
+
+    request_ids: bytes
+
+
+class Control(Struct, frozen=True, tag="control"):
+    """An administrative order. `flush_cache` drops every cached page nobody holds; answered by `ControlReply`."""
+
+    control_id: int
+    op: Literal["flush_cache"]
+
+
+ToEngine: TypeAlias = Hello | Submit | Abort | Control
+
+
+# ------------------------------------------------------------------------------------------- engine -> front end
+
+
+class FirstToken(Struct, frozen=True, array_like=True):
+    """Sent with a request's first new token. Times in seconds; `cached_tokens` came from the prefix cache."""
+
+    request_id: int
+    cached_tokens: int
+    queue_s: float
+    prefill_s: float
+
+
+class Finish(Struct, frozen=True, array_like=True):
+    """The request is over after the tokens of this message. `num_preemptions` over its life."""
+
+    request_id: int
+    reason: FinishReason
+    num_preemptions: int
+
+
+class TokenLogprobs(Struct, frozen=True, array_like=True):
+    """Log probabilities (natural log, of the raw model distribution) at consecutive positions of one request.
+
+    `token_ids` int32 (n,), `logprobs` float32 (n,), `ranks` int32 (n,) 1-based; `top_ids` int32 (n, k) and
+    `top_logprobs` float32 (n, k), best first. For a prompt: positions 1 .. num_prompt_tokens-1.
+    """
+
+    request_id: int
+    is_prompt: bool
+    token_ids: bytes
+    logprobs: bytes
+    ranks: bytes
+    k: int
+    top_ids: bytes
+    top_logprobs: bytes
+
+
+class StepOutput(Struct, frozen=True, tag="step", kw_only=True, omit_defaults=True):
+    """What one step produced for all requests of one front end.
+
+    `request_ids` uint32 (r,), `counts` uint16 (r,) new tokens of each, `tokens` int32 (sum counts,).
+    """
+
+    request_ids: bytes = b""
+    counts: bytes = b""
+    tokens: bytes = b""
+    first: list[FirstToken] = []
+    finished: list[Finish] = []
+    logprobs: list[TokenLogprobs] = []
+
+
+class Rejected(Struct, frozen=True, tag="rejected"):
+    """The request was not taken. `queue_full`: come back in `retry_after_s`; `invalid`: it can never run."""
+
+    request_id: int
+    code: Literal["queue_full", "invalid", "draining"]
+    message: str
+    retry_after_s: float = 0.0
+    num_waiting: int = 0
+
+
+class EngineLoad(Struct, frozen=True, kw_only=True):
+    """Gauges now and counters since the engine started; the source of /metrics and /v1/loads.
+
+    Tokens unless the name says otherwise. `kv_usage` is the share of pages held by live requests (0..1);
+    `cached_pages` are evictable. `iteration_tokens` counts steps per bucket of `ITERATION_TOKENS_BUCKETS` (+inf last).
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_usage: float = 0.0
+    held_pages: int = 0
+    cached_pages: int = 0
+    free_pages: int = 0
+    in_flight_tokens: int = 0  # queued prompt + running context
+    waiting_tokens: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    evicted_pages: int = 0
+    num_preemptions: int = 0
+    num_steps: int = 0
+    step_seconds: float = 0.0  # device time summed over steps
+    schedule_seconds: float = 0.0  # plan + commit, summed
+    iteration_tokens: list[int] = []
+    iteration_tokens_sum: int = 0
+
+
+ITERATION_TOKENS_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+class EngineStatus(Struct, frozen=True, tag="status", kw_only=True):
+    """Sent once a second, and at once when the state changes. The first one seen of an incarnation is its greeting."""
+
+    engine_id: int
+    incarnation: int
+    state: EngineState
+    detail: str = ""  # e.g. "loading weights 40%", or why it failed
+    info: EngineInfo | None = None
+    load: EngineLoad = EngineLoad()
+
+
+class ControlReply(Struct, frozen=True, tag="control_reply"):
+    control_id: int
+    ok: bool
+    message: str = ""
+
+
+class FamilyStatus(Struct, frozen=True, tag="family"):
+    """From the supervisor: an engine process died and is `restarting`, or is given up (`failed`) with the reason."""
+
+    engine_id: int
+    incarnation: int
+    state: Literal["restarting", "failed"]
+    reason: str
+
+
+class Serving(Struct, frozen=True, tag="serving"):
+    """From a front end to the supervisor: HTTP listens and the engine answers."""
+
+    frontend_id: int
+    startup_seconds: dict[str, float]
+
+
+ToFrontEnd: TypeAlias = StepOutput | Rejected | EngineStatus | ControlReply | FamilyStatus
+ToSupervisor: TypeAlias = Serving
+
+encoder = msgspec.msgpack.Encoder()
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_to_frontend = msgspec.msgpack.Decoder(ToFrontEnd).decode
+decode_to_supervisor = msgspec.msgpack.Decoder(ToSupervisor).decode
+
+
+def encode(message: ToEngine | ToFrontEnd | ToSupervisor) -> bytes:
+    """Msgpack bytes of one message, tag included."""
+    return encoder.encode(message)

@@ -1,0 +1,43 @@
+"""What a committed step brought to requests that still live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .plan import Int32, RowLogprobs
+from .requests import Request
+
+
+@dataclass(slots=True)
+class StepOutcome:
+    """What a committed step brought to live requests; the arrays have one entry per request with new tokens."""
+
+    frontend_ids: Int32
+    request_ids: npt.NDArray[np.uint32]
+    counts: npt.NDArray[np.uint16]
+    tokens: Int32  # (sum of counts,)
+    first: list[tuple[Request, float, float]] = field(default_factory=list)  # queue and prefill seconds
+    finished: list[Request] = field(default_factory=list)
+    logprobs: list[tuple[Request, RowLogprobs]] = field(default_factory=list)
+
+
+def undelivered_scores(request: Request, start: int, entry: RowLogprobs) -> RowLogprobs | None:
+    """The part of a prompt row (its first token at position `start`) that was not delivered before a preemption."""
+    again = max(0, request.num_scored - start)
+    request.num_scored = max(request.num_scored, start + len(entry.token_ids))
+    if again >= len(entry.token_ids):
+        return None
+    if not again:
+        return entry
+    return RowLogprobs(
+        row=entry.row,
+        is_prompt=True,
+        token_ids=entry.token_ids[again:],
+        logprobs=entry.logprobs[again:],
+        ranks=entry.ranks[again:],
+        top_ids=entry.top_ids[again:],
+        top_logprobs=entry.top_logprobs[again:],
+    )

@@ -1,0 +1,98 @@
+"""What the scheduler hands to the device and gets back: `StepPlan`, `StepResult` and the KV groups they speak of.
+
+Order is the contract: the device runs plans strictly in the order they were made, and within a step every row's new
+KV is written (layer by layer) before any row attends. So a page filled by step n may be read by any row of step n or
+later, and a page taken from a request while step n is in flight may be given to another request in step n+1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .requests import Request
+
+Int32 = npt.NDArray[np.int32]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class KVGroup:
+    """Layers that share one kind of cache, one page table and one rule of what a prefix hit needs.
+
+    `full`: every position is kept. `sliding`: only the last `window` positions are needed, pages behind them are
+    given back. All groups of a model have the same page size; each has its own pool of `num_pages` pages.
+    """
+
+    kind: Literal["full", "sliding"]
+    num_pages: int
+    window: int | None = None  # keys a query sees, itself included
+
+
+@dataclass(slots=True)
+class SlotInit:
+    """A slot got a (new or resumed) request before this step: its known tokens and sampling go to the device."""
+
+    slot: int
+    request: Request  # tokens, num_prompt_tokens, sampling
+
+
+@dataclass(slots=True)
+class PageUpdates:
+    """Page-table entries of one KV group that changed: `table[slots[i], indexes[i]] = pages[i]`; all int32 (n,)."""
+
+    slots: Int32
+    indexes: Int32
+    pages: Int32
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One ragged batch. Rows 0 .. num_decode_rows-1 are decodes (one query token, sampled); chunks of prefill follow.
+
+    Row i computes positions starts[i] .. starts[i]+lens[i]-1 of the request in slots[i]; the input token of each
+    position is read from the device's token buffer, where earlier steps (perhaps one still in flight) wrote it.
+    Where sample[i], the token after the row's last position is drawn, written to the device's token buffer and
+    returned. Apply `inits` and `pages` before running.
+    """
+
+    step: int
+    slots: Int32  # (rows,)
+    starts: Int32  # (rows,)
+    lens: Int32  # (rows,)
+    sample: Bool  # (rows,)
+    num_decode_rows: int
+    num_tokens: int
+    inits: list[SlotInit] = field(default_factory=list)
+    pages: list[PageUpdates] = field(default_factory=list)  # one per KV group
+
+
+@dataclass(slots=True)
+class RowLogprobs:
+    """Log probabilities for one row of a plan; layouts as `messages.TokenLogprobs`.
+
+    `row` indexes the plan. For a prompt row the entries cover the tokens at positions starts+1 .. starts+lens that
+    belong to the prompt.
+    """
+
+    row: int
+    is_prompt: bool
+    token_ids: Int32
+    logprobs: npt.NDArray[np.float32]
+    ranks: Int32
+    top_ids: Int32
+    top_logprobs: npt.NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a plan produced: `counts` int32 (rows,) new tokens per row (0 where not sampled), `tokens` int32 flat."""
+
+    counts: Int32
+    tokens: Int32
+    logprobs: list[RowLogprobs] = field(default_factory=list)
+    device_seconds: float = 0.0

@@ -1,0 +1,491 @@
+"""What runs next: `Scheduler.add / abort / plan / commit`, slots, ragged batches, admission and preemption."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from .kv_cache import Hit, KVCache
+from .kv_events import KVEventLog, KVEventPublisher
+from .limits import QueueFull, RequestTooLong, SchedulerConfig
+from .messages import EngineLoad, FinishReason
+from .outcome import StepOutcome, undelivered_scores
+from .plan import Bool, Int32, RowLogprobs, SlotInit, StepPlan, StepResult
+from .policies import POLICIES
+from .requests import Request, State
+from .slots import Phase, SlotTable
+from .waiting import WaitingQueue
+
+__all__ = ["QueueFull", "RequestTooLong", "Scheduler", "SchedulerConfig", "StepOutcome"]
+
+MAX_FAILURES = 3
+_MAX_RESTING_SLOTS = 64
+
+
+@dataclass(slots=True)
+class _Counters:
+    """Since the scheduler was made; names as in `messages.EngineLoad`."""
+
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    num_preemptions: int = 0
+
+
+class Scheduler:
+    """Decides every step and takes in what it produced. Not thread-safe; never blocks, never reads a clock.
+
+    Several plans may be made before the first is committed; commits come in the order of plans. `num_slots` is how
+    many slots the device's arrays need: a few more than may run, because a slot whose request ended rests until the
+    steps that still name it were committed.
+    """
+
+    def __init__(self, config: SchedulerConfig, events: KVEventPublisher | None = None) -> None:
+        self.config = config
+        self.num_slots = config.max_num_seqs + min(config.max_num_seqs, _MAX_RESTING_SLOTS)
+        self._log = KVEventLog(config.groups, config.page_size, events) if events is not None else None
+        self._slots = SlotTable(self.num_slots, config.max_model_len)
+        self._kv = KVCache(
+            config.groups,
+            num_slots=self.num_slots,
+            max_model_len=config.max_model_len,
+            page_size=config.page_size,
+            enable_prefix_caching=config.enable_prefix_caching,
+            log=self._log,
+        )
+        self._waiting = WaitingQueue()
+        self._pick = POLICIES[config.policy]
+        self._prefills: list[int] = []  # slots in phase PREFILL, in order of rank
+        self._num_running = 0
+        self._in_flight: deque[StepPlan] = deque()
+        self._next_step = 0
+        self._next_sequence = 0
+        self._counters = _Counters()
+
+    # ---------------------------------------------------------------------------------------------------- requests
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestTooLong: it breaks `max_model_len`, or even alone it would not fit the page pools.
+            QueueFull: `max_num_queued_reqs` requests wait already.
+        """
+        self._refuse_what_never_fits(request)
+        bound = self.config.max_num_queued_reqs
+        if bound is not None and self._waiting.num_new >= bound:
+            raise QueueFull(self._waiting.num_new, bound)
+        request.sequence = self._next_sequence
+        self._next_sequence += 1
+        request.move(State.WAITING)
+        self._waiting.push(request)
+
+    def abort(self, request: Request) -> None:
+        """Stop a request; what is in flight for it is dropped at commit. Its full pages stay cached."""
+        if request.state is State.RUNNING:
+            self._vacate(request)
+        elif request.state is not State.FINISHED:
+            self._waiting.remove(request)
+        if request.state is not State.FINISHED:
+            self._finish(request, "abort")
+        if self._log is not None and not self._in_flight:
+            self._log.committed(self._next_step - 1)
+
+    def has_work(self) -> bool:
+        """Whether anything waits, runs or is in flight."""
+        return bool(len(self._waiting) or self._num_running or self._in_flight)
+
+    def _refuse_what_never_fits(self, request: Request) -> None:
+        longest = self.config.max_model_len
+        count, prompt = len(request.tokens), request.num_prompt_tokens
+        if count > longest or (prompt == longest and request.sampling.max_tokens > 0):
+            raise RequestTooLong(
+                f"the prompt has {prompt} tokens and {count - prompt} more are given, the context length is "
+                f"{longest} and must leave room for one more token",
+                count,
+                longest,
+            )
+        # the last token is drawn but never computed
+        positions = max(count, request.token_limit(longest) - 1)
+        for index, group in enumerate(self.config.groups):
+            pages = self._kv.needed(index, positions)
+            if pages > group.num_pages:
+                raise RequestTooLong(
+                    f"{positions} positions need {pages} pages of {self.config.page_size} tokens, the KV cache has "
+                    f"{group.num_pages} pages ({group.kind}): shorten the prompt or lower max_tokens",
+                    positions,
+                    group.num_pages * self.config.page_size,
+                )
+
+    # -------------------------------------------------------------------------------------------------------- plan
+
+    def plan(self, now: float) -> StepPlan | None:
+        """The next step, or None when nothing can run before a commit or an `add`.
+
+        Decodes first; then prefills that have begun, in order of rank; then new requests as the policy picks them.
+        """
+        preempted_before = self._counters.num_preemptions
+        slots, starts = self._plan_decodes()
+        chunks, budget = self._plan_prefills(self.config.max_num_batched_tokens - slots.size)
+        inits: list[SlotInit] = []
+        if self._counters.num_preemptions == preempted_before:
+            inits = self._plan_admissions(chunks, budget, now)
+        if not slots.size and not chunks:
+            if self._in_flight or not self._num_running:
+                return None
+            # All that run are prefills without pages: the last gives way to the first.
+            assert self._num_running > 1, "a request that fits the pools found no page"
+            self._preempt(self._last_in_rank())
+            return self.plan(now)
+
+        step = self._assemble(slots, starts, chunks, inits)
+        self._in_flight.append(step)
+        return step
+
+    def _plan_decodes(self) -> tuple[Int32, Int32]:
+        """(slots, positions) of this step's decodes, each with a page to write to."""
+        state, page_size = self._slots, self.config.page_size
+        slots = state.decodes()
+        starts: Int32 = state.computed[slots]
+        if not slots.size:
+            return slots, starts
+        self._kv.give_back(slots, starts)
+        crossing = starts % page_size == 0
+        count = np.count_nonzero(crossing)
+        if count:
+            if count > self._kv.available():
+                slots, starts = self._make_room()
+                crossing = starts % page_size == 0
+            crossers: Int32 = slots[crossing]
+            if crossers.size:
+                self._kv.grow_rows(crossers, starts[crossing] // np.int32(page_size))
+        state.computed[slots] = starts + 1
+        ending = starts >= state.limit[slots] - 2
+        if ending.any():
+            state.drain(slots[ending])
+        return slots, starts
+
+    def _make_room(self) -> tuple[Int32, Int32]:
+        """The decodes that can have their page now.
+
+        Pages of requests that end at a commit to come are waited for: until then the last in rank of those that
+        lack a page pause. Otherwise the last in rank of all running requests is preempted until the rest fits.
+        """
+        state = self._slots
+        while True:
+            slots = state.decodes()
+            starts = state.computed[slots]
+            crossing = starts % self.config.page_size == 0
+            lacking = int(np.count_nonzero(crossing)) - self._kv.available()
+            if lacking <= 0:
+                return slots, starts
+            if (state.phase == Phase.DRAIN).any():
+                rows = np.flatnonzero(crossing).tolist()
+                rows.sort(key=lambda row: self._request_in(int(slots[row])).rank)
+                keep = np.ones(slots.size, np.bool_)
+                keep[rows[len(rows) - lacking :]] = False
+                return slots[keep], starts[keep]
+            self._preempt(self._last_in_rank())
+
+    def _plan_prefills(self, budget: int) -> tuple[list[tuple[int, int, int]], int]:
+        """Chunks (slot, start, length) of the prefills that have begun, and the tokens left in the budget."""
+        chunks: list[tuple[int, int, int]] = []
+        for slot in list(self._prefills):
+            if budget <= 0:
+                break
+            budget -= self._plan_chunk(slot, budget, chunks)
+        return chunks, budget
+
+    def _plan_chunk(self, slot: int, budget: int, chunks: list[tuple[int, int, int]]) -> int:
+        """Plan as much of the slot's prefill as budget and pages allow; returns the tokens planned."""
+        state, kv, page_size = self._slots, self._kv, self.config.page_size
+        start, known = int(state.computed[slot]), int(state.known[slot])
+        if kv.sliding:
+            kv.give_back(np.array([slot], np.int32), np.array([start], np.int32))
+        room = (kv.pages_for(start) + kv.available()) * page_size - start
+        length = min(known - start, budget, room)
+        if length <= 0:
+            return 0
+        end = start + length
+        kv.grow(slot, start, end)
+        state.computed[slot] = end
+        request = self._request_in(slot)
+        kv.cache(request, slot, end)
+        chunks.append((slot, start, length))
+        if end == known:
+            self._prefills.remove(slot)
+            request.data = b""
+            state.move(slot, Phase.DECODE if known <= state.limit[slot] - 2 else Phase.DRAIN)
+        return length
+
+    def _plan_admissions(self, chunks: list[tuple[int, int, int]], budget: int, now: float) -> list[SlotInit]:
+        """Admit waiting requests while budget, slots and pages last; appends their chunks."""
+        inits: list[SlotInit] = []
+        while (
+            budget > 0
+            and len(self._waiting)
+            and self._num_running < self.config.max_num_seqs
+            and self._slots.num_free
+        ):
+            request = self._pick(self._waiting, self._cached_tokens)
+            spare = self._spare_pages()
+            if self._kv.surely_short(request, spare):
+                break
+            hit = self._kv.hit(request)
+            if self._kv.shortage(hit, len(request.tokens), self.config.max_num_batched_tokens, spare):
+                break
+            slot = self._admit(request, hit, now)
+            inits.append(SlotInit(slot, request))
+            planned = self._plan_chunk(slot, budget, chunks)
+            assert planned > 0, "an admitted request found no page"
+            budget -= planned
+        return inits
+
+    def _cached_tokens(self, request: Request) -> int:
+        node = self._kv.match(request)
+        return node.depth * self.config.page_size if node is not None else 0
+
+    def _spare_pages(self) -> list[int]:
+        """Pages to leave when admitting, per group: what begun prefills still need, and half a page per running
+        request, so that the next decodes do not at once preempt what was admitted."""
+        spare = []
+        for group in range(len(self.config.groups)):
+            pages = self._num_running // 2
+            for slot in self._prefills:
+                known, computed = int(self._slots.known[slot]), int(self._slots.computed[slot])
+                peak = self._kv.needed(group, known, self.config.max_num_batched_tokens)
+                held = self._kv.pages_for(computed) - int(self._kv.firsts[group][slot])
+                pages += max(0, peak - held)
+            spare.append(pages)
+        return spare
+
+    def _admit(self, request: Request, hit: Hit, now: float) -> int:
+        self._waiting.admitted(request)
+        request.move(State.RUNNING)
+        slot = self._slots.assign(request, request.token_limit(self.config.max_model_len))
+        self._kv.admit(slot, hit)
+        self._slots.computed[slot] = hit.num_tokens
+        request.node = hit.nodes[-1] if hit.nodes else None
+        if not request.data:
+            request.data = request.tokens.tobytes()
+        self._num_running += 1
+        self._prefills.append(slot)
+        self._prefills.sort(key=lambda each: self._request_in(each).rank)
+        if request.admitted_at is None:
+            request.admitted_at = now
+            request.num_cached_tokens = min(hit.num_tokens, request.num_prompt_tokens)
+            self._counters.prompt_tokens += request.num_prompt_tokens
+            self._counters.cached_prompt_tokens += request.num_cached_tokens
+            if self.config.enable_prefix_caching:
+                self._counters.prefix_cache_queries += len(request.tokens)
+                self._counters.prefix_cache_hits += hit.num_tokens
+        return slot
+
+    def _assemble(
+        self, slots: Int32, starts: Int32, chunks: list[tuple[int, int, int]], inits: list[SlotInit]
+    ) -> StepPlan:
+        num_decodes = slots.size
+        lens: Int32 = np.ones(num_decodes + len(chunks), np.int32)
+        sample: Bool = np.ones(num_decodes + len(chunks), np.bool_)
+        if chunks:
+            table = np.array(chunks, np.int32)
+            slots = np.concatenate([slots, table[:, 0]])
+            starts = np.concatenate([starts, table[:, 1]])
+            lens[num_decodes:] = table[:, 2]
+            ends, chunked = table[:, 1] + table[:, 2], table[:, 0]
+            known = self._slots.known[chunked]
+            sample[num_decodes:] = (ends == known) & (known < self._slots.limit[chunked])
+        step = self._next_step
+        self._next_step += 1
+        if self._log is not None:
+            self._log.planned(step)
+        return StepPlan(
+            step=step,
+            slots=slots,
+            starts=starts,
+            lens=lens,
+            sample=sample,
+            num_decode_rows=num_decodes,
+            num_tokens=int(lens.sum()),
+            inits=inits,
+            pages=self._kv.updates(),
+        )
+
+    # ------------------------------------------------------------------------------------------------------ commit
+
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> StepOutcome:
+        """Take in what the oldest plan in flight produced. Rows of requests that ended meanwhile are dropped."""
+        assert self._in_flight, "no step is in flight"
+        assert self._in_flight[0] is plan, "steps are committed in the order they were planned"
+        assert np.array_equal(result.counts, plan.sample), (
+            "every sampled row brings one token, the others none"
+        )
+        state = self._slots
+        live: Bool = state.phase[plan.slots] != Phase.FREE
+        drawn = live & plan.sample
+        if drawn.all():
+            slots, tokens = plan.slots, result.tokens
+        else:
+            slots, tokens = plan.slots[drawn], result.tokens[drawn[plan.sample]]
+        stopped, ends = state.append(slots, tokens)
+        self._counters.generation_tokens += slots.size
+        outcome = StepOutcome(
+            frontend_ids=state.frontend_ids[slots],
+            request_ids=state.request_ids[slots],
+            counts=np.ones(slots.size, np.uint16),
+            tokens=tokens,
+        )
+        for entry in result.logprobs:
+            if live[entry.row]:
+                request = self._request_in(int(plan.slots[entry.row]))
+                scores: RowLogprobs | None = entry
+                if entry.is_prompt:
+                    scores = undelivered_scores(request, int(plan.starts[entry.row]), entry)
+                if scores is not None:
+                    outcome.logprobs.append((request, scores))
+        self._in_flight.popleft()
+        self._finish_prefills(plan, live, now, outcome)
+        for row in np.flatnonzero(ends).tolist():
+            request = self._request_in(int(slots[row]))
+            self._vacate(request)
+            self._finish(request, "stop" if stopped[row] else "length")
+            outcome.finished.append(request)
+        state.wake(plan.step)
+        if self._log is not None:
+            self._log.committed(plan.step)
+        return outcome
+
+    def _finish_prefills(self, plan: StepPlan, live: Bool, now: float, outcome: StepOutcome) -> None:
+        """First tokens, and the end of requests that wanted no token at all."""
+        for row in range(plan.num_decode_rows, plan.slots.size):
+            if not live[row]:
+                continue
+            slot = int(plan.slots[row])
+            request = self._request_in(slot)
+            if plan.sample[row]:
+                if request.first_token_at is None:
+                    assert request.admitted_at is not None
+                    request.first_token_at = now
+                    outcome.first.append(
+                        (request, request.admitted_at - request.arrival, now - request.admitted_at)
+                    )
+            elif plan.starts[row] + plan.lens[row] == self._slots.known[slot]:
+                self._vacate(request)
+                self._finish(request, "length")
+                outcome.finished.append(request)
+
+    # ------------------------------------------------------------------------------------------------ giving slots up
+
+    def _request_in(self, slot: int) -> Request:
+        request = self._slots.requests[slot]
+        assert request is not None, f"slot {slot} is empty"
+        return request
+
+    def _last_in_rank(self) -> Request:
+        """The running request that gives way first: lowest priority, then youngest."""
+        return max(
+            (request for slot, request in self._slots.running() if self._slots.phase[slot] != Phase.DRAIN),
+            key=lambda request: request.rank,
+        )
+
+    def _preempt(self, request: Request, keep_pages: bool = True) -> None:
+        """Requeue a running request; its full pages stay cached, a token in flight for it is drawn again later."""
+        self._vacate(request, keep_pages)
+        request.num_preemptions += 1
+        self._counters.num_preemptions += 1
+        request.move(State.PREEMPTED)
+        self._waiting.push(request)
+
+    def _vacate(self, request: Request, keep_pages: bool = True) -> None:
+        """Take slot and pages from a running request and bring its tokens up to date."""
+        slot, state = request.slot, self._slots
+        known, computed = int(state.known[slot]), int(state.computed[slot])
+        if known > len(request.tokens):
+            request.tokens = state.tokens[slot, :known].copy()
+        self._kv.release(request, slot, computed, min(known, computed) if keep_pages else 0)
+        if state.phase[slot] == Phase.PREFILL:
+            self._prefills.remove(slot)
+        state.free(slot, self._in_flight[-1].step if self._in_flight else None)
+        self._num_running -= 1
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        request.move(State.FINISHED)
+        request.finish_reason = reason
+        request.node = None
+        request.data = b""
+
+    # ------------------------------------------------------------------------------------------------ administration
+
+    def flush_cache(self) -> int:
+        """Drop every cached page nobody holds; returns how many."""
+        dropped = self._kv.tree.clear()
+        if self._log is not None:
+            self._log.flush(cleared=not self._kv.tree.roots)
+        return dropped
+
+    def fail(self, plan: StepPlan) -> list[Request]:
+        """A step in flight raised: what any page holds is unknown now.
+
+        All steps in flight are void and must not be committed, the cache is emptied, and every running request is
+        queued again with the tokens committed so far. One that `MAX_FAILURES` failed steps named may be what breaks
+        them: it is finished with reason `error`. Returns those.
+        """
+        assert any(step is plan for step in self._in_flight), "the step is not in flight"
+        for slot in plan.slots.tolist():
+            request = self._slots.requests[slot]
+            if request is not None:
+                request.num_failures += 1
+        self._in_flight.clear()
+        failed = []
+        for _, request in list(self._slots.running()):
+            if request.num_failures < MAX_FAILURES:
+                self._preempt(request, keep_pages=False)
+            else:
+                self._vacate(request, keep_pages=False)
+                self._finish(request, "error")
+                failed.append(request)
+        self._slots.wake_all()
+        self._kv.updates()
+        self.flush_cache()
+        return failed
+
+    def load(self) -> EngineLoad:
+        """Gauges and counters this scheduler knows. With several KV groups, pages are summed over them and
+        `kv_usage` is that of the fullest."""
+        pools, counters = self._kv.pools, self._counters
+        waiting = self._waiting.num_tokens
+        return EngineLoad(
+            num_running=self._num_running,
+            num_waiting=len(self._waiting),
+            kv_usage=max(pool.num_held / pool.num_pages for pool in pools),
+            held_pages=sum(pool.num_held for pool in pools),
+            cached_pages=sum(pool.num_cached for pool in pools),
+            free_pages=sum(pool.num_free for pool in pools),
+            in_flight_tokens=waiting + int(self._slots.known[self._slots.phase != Phase.FREE].sum()),
+            waiting_tokens=waiting,
+            prompt_tokens=counters.prompt_tokens,
+            generation_tokens=counters.generation_tokens,
+            cached_prompt_tokens=counters.cached_prompt_tokens,
+            prefix_cache_queries=counters.prefix_cache_queries,
+            prefix_cache_hits=counters.prefix_cache_hits,
+            evicted_pages=self._kv.tree.num_evicted,
+            num_preemptions=counters.num_preemptions,
+        )
+
+    def check(self) -> None:
+        """Prove that slots and pages are conserved and every count matches its holders; raises AssertionError."""
+        self._slots.check()
+        running = dict(self._slots.running())
+        assert len(running) == self._num_running <= self.config.max_num_seqs
+        assert set(self._prefills) == set(np.flatnonzero(self._slots.phase == Phase.PREFILL).tolist())
+        for request in running.values():
+            assert request.state is State.RUNNING
+        for request in self._waiting:
+            assert request.state in (State.WAITING, State.PREEMPTED)
+        self._kv.check(
+            {slot: (request, int(self._slots.computed[slot])) for slot, request in running.items()}
+        )

@@ -1,0 +1,1 @@
+"""What the outside world touches: HTTP, CLI, configuration, tokenisation, templates, supervision. Never torch."""

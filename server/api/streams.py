@@ -1,0 +1,253 @@
+"""Streamed answers: the chunks of both completion endpoints, made from prepared bytes, and their order.
+
+Chat: role chunk, deltas, finish chunk; completions: text chunks, the last with the finish reason. Then, if asked
+for, a chunk with the usage and no choices; then `data: [DONE]`. An error after the first event is an event too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from ...scheduler.messages import FinishReason
+from ..events import DONE, EventStream
+from ..generation import ClientGone, Generation, GenerationFailed
+from ..link import EngineLink
+from ..metrics import Metrics
+from ..sequence import Failure, TokenLogprob
+from .errors import error_body, from_failure
+from .logprobs import CompletionLogprobs
+from .protocol import GenerationRequest
+
+encode = msgspec.json.Encoder().encode
+RAW_SEND = "penstock.send"  # the server's own `send` in the ASGI scope: no middleware between an event and the socket
+HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """What every chunk and every whole answer of a request begin with."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class StreamedGeneration(Generation):
+    """A generation whose choices write events."""
+
+    def __init__(
+        self,
+        link: EngineLink,
+        metrics: Metrics,
+        choices_per_prompt: int,
+        *,
+        envelope: Envelope,
+        request: GenerationRequest,
+        keep_alive_s: float,
+    ) -> None:
+        super().__init__(link, metrics, choices_per_prompt)
+        options = request.stream_options
+        self._include_usage = bool(options and options.include_usage)
+        self._continuous = bool(options and options.continuous_usage_stats)
+        self.head = b"data: " + encode(envelope)[:-1] + b',"choices":['
+        self._plain_end = b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
+        self.events = EventStream(keep_alive_s)
+        self.started = False  # the client has been told 200
+        self.on_error_finish: list[Callable[[], None]] = []
+
+    @property
+    def fixed_end(self) -> bytes | None:
+        """How every chunk ends behind its choices; None if that changes with each."""
+        return None if self._continuous else b"]" + self._plain_end
+
+    def end(self) -> bytes:
+        if self._continuous:
+            return b'],"usage":' + encode(self.usage().as_dict()) + b"}\n\n"
+        return b"]" + self._plain_end
+
+    def on_stop(self, error: GenerationFailed | ClientGone | None) -> None:
+        if isinstance(error, GenerationFailed) and self.started:
+            for finish in self.on_error_finish:
+                finish()
+            self.events.push(b"data: " + error_body(from_failure(error.failure)) + b"\n\n" + DONE)
+            self.events.close()
+        elif error is not None:
+            self.events.close(error)
+        else:
+            if self._include_usage:
+                self.events.push(self.head + b'],"usage":' + encode(self.usage().as_dict()) + b"}\n\n")
+            self.events.push(DONE)
+            self.events.close()
+
+
+class StreamedChoice:
+    """One choice of a stream: a sink whose texts become chunks `head index open text close end`."""
+
+    def __init__(self, generation: StreamedGeneration, index: int) -> None:
+        self._generation = generation
+        self._push = generation.events.push
+        self._index = index
+        self._finished = False
+        generation.on_error_finish.append(self._finish_with_error)
+        end = generation.fixed_end
+        self._head = generation.head + b'{"index":%d,' % index + self.text_open
+        self._tail = None if end is None else self.text_close + end
+
+    text_open = b""
+    text_close = b""
+
+    def _end(self) -> bytes:
+        return self._generation.end()
+
+    def _write(self, fields: bytes) -> None:
+        """A chunk with other fields than a plain text."""
+        self._push(self._generation.head + b'{"index":%d,' % self._index + fields + b"}" + self._end())
+
+    def _write_text(self, text: str) -> None:
+        tail = self._tail
+        self._push(self._head + encode(text) + (tail if tail is not None else self.text_close + self._end()))
+
+    def fail(self, failure: Failure) -> None:
+        self._generation.sequence_failed(failure)
+
+    def _finish_with_error(self) -> None:
+        if not self._finished:
+            self._write_finish("error", None)
+
+    def _write_finish(self, reason: FinishReason, stop_reason: int | str | None) -> None:
+        raise NotImplementedError
+
+    def finish(self, reason: FinishReason, stop_reason: int | str | None) -> None:
+        self._finished = True
+        self._write_finish(reason, stop_reason)
+        self._generation.sequence_ended()
+
+
+class ChatStreamedChoice(StreamedChoice):
+    """Chunks of /v1/chat/completions."""
+
+    text_open = b'"delta":{"content":'
+    text_close = b'},"logprobs":null,"finish_reason":null}'
+
+    def __init__(
+        self,
+        generation: StreamedGeneration,
+        index: int,
+        describe: Callable[[list[TokenLogprob]], list[dict[str, Any]]],
+    ) -> None:
+        super().__init__(generation, index)
+        self._describe = describe
+        self._opened = False
+
+    def _open(self) -> None:
+        self._opened = True
+        self._write(b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null')
+
+    def prompt_logprobs(self, entries: list[TokenLogprob]) -> None:
+        raise AssertionError("chat never asks for them")
+
+    def text(self, text: str, logprobs: list[TokenLogprob] | None) -> None:
+        if not self._opened:
+            self._open()
+        if logprobs:
+            content = encode({"content": self._describe(logprobs), "refusal": None})
+            self._write(self.text_open + encode(text) + b'},"logprobs":' + content + b',"finish_reason":null')
+        else:
+            self._write_text(text)
+
+    def _write_finish(self, reason: FinishReason, stop_reason: int | str | None) -> None:
+        if not self._opened:
+            self._open()
+        ending = (encode(reason), encode(stop_reason), encode(stop_reason))
+        self._write(
+            b'"delta":{},"logprobs":null,"finish_reason":%b,"stop_reason":%b,"matched_stop":%b' % ending
+        )
+
+
+class CompletionStreamedChoice(StreamedChoice):
+    """Chunks of /v1/completions; with `echo` the prompt is the first text."""
+
+    text_open = b'"text":'
+    text_close = b',"logprobs":null,"finish_reason":null,"stop_reason":null}'
+
+    def __init__(
+        self,
+        generation: StreamedGeneration,
+        index: int,
+        *,
+        echo: str | None,
+        hide_output: bool,
+        logprobs: CompletionLogprobs | None,
+    ) -> None:
+        super().__init__(generation, index)
+        self._echo = echo
+        self._hide_output = hide_output
+        self._logprobs = logprobs
+
+    def _write_described(self, text: str, described: dict[str, Any]) -> None:
+        tail = b',"logprobs":' + encode(described) + b',"finish_reason":null,"stop_reason":null'
+        self._write(self.text_open + encode(text) + tail)
+
+    def prompt_logprobs(self, entries: list[TokenLogprob]) -> None:
+        assert self._logprobs is not None
+        self._write_described(self._echo or "", self._logprobs.prompt(entries))
+        self._echo = None
+
+    def text(self, text: str, logprobs: list[TokenLogprob] | None) -> None:
+        self._write_echo()
+        if self._hide_output:
+            return
+        if logprobs and self._logprobs is not None:
+            self._write_described(text, self._logprobs.output(logprobs))
+        else:
+            self._write_text(text)
+
+    def _write_echo(self) -> None:
+        """The prompt, if it has not come with its log probabilities (one of a single token has none)."""
+        if self._echo is not None and self._logprobs is not None:
+            self.prompt_logprobs([])
+        elif self._echo is not None:
+            self._write_text(self._echo)
+            self._echo = None
+
+    def _write_finish(self, reason: FinishReason, stop_reason: int | str | None) -> None:
+        self._write_echo()
+        if self._hide_output:
+            reason, stop_reason = "length", None
+        ending = (encode(reason), encode(stop_reason), encode(stop_reason))
+        self._write(
+            b'"text":"","logprobs":null,"finish_reason":%b,"stop_reason":%b,"matched_stop":%b' % ending
+        )
+
+
+async def send_stream(
+    generation: StreamedGeneration, scope: Scope, receive: Receive, send: Send, *, max_tokens: int
+) -> None:
+    """Run it and write its events. Status and headers wait for the first of them: a refusal is still a plain error."""
+    raw_send: Send = scope.get(RAW_SEND, send)
+    events = generation.events
+    try:
+        async with generation.running(receive, max_tokens=max_tokens):
+            data = await events.read()
+            generation.started = True
+            generation.accepted()
+            await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+            while not events.ended:
+                await raw_send({"type": "http.response.body", "body": data, "more_body": True})
+                data = await events.read()
+            await raw_send({"type": "http.response.body", "body": data, "more_body": False})
+    except GenerationFailed as error:
+        raise from_failure(error.failure) from None
+    except ClientGone:
+        return
+    finally:
+        events.close()

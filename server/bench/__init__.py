@@ -1,0 +1,1 @@
+"""`penstock bench`: measuring any OpenAI-compatible server as its clients see it."""

@@ -1,0 +1,402 @@
+"""What can be configured: the one tree of options, and the part of it that a front-end process is given.
+
+Every option of `penstock serve` is a field here: its name is the flag and the YAML key, its annotation the type, the
+range and the help. Command line, file, errors and the reference page derive from it (`options.py`). An option is
+listed only if it does something.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+from ..scheduler.messages import Device, DType, KVEventsConfig, LoadFormat, Policy
+from .values import Option, count, size
+
+DEFAULT_PORT = 8000
+Positive: TypeAlias = Annotated[int, Meta(ge=1)]
+DTYPE_SPELLINGS = {
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "float": "float32",
+    "fp32": "float32",
+}
+
+
+class Group(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A group of options; the first docstring line of a subclass is its heading in the help."""
+
+
+class ModelOptions(Group, frozen=True):
+    """Model"""
+
+    model: Annotated[
+        str | None,
+        Option(
+            "What to serve: a local directory or a Hugging Face id, also as the first positional argument. "
+            "Without it, the embedded demonstration model.",
+            aliases=("--model-path",),
+        ),
+    ] = None
+    served_model_name: Annotated[
+        list[str],
+        Option(
+            "Names under which the API knows the model; the first one is shown in replies. "
+            "Default: the model as it was given, `penstock-demo` for the embedded one.",
+            metavar="NAME",
+        ),
+    ] = []
+    tokenizer: Annotated[
+        str | None,
+        Option(
+            "A local directory or Hugging Face id to take the tokenizer from, if not from the model.",
+            aliases=("--tokenizer-path",),
+        ),
+    ] = None
+    revision: Annotated[
+        str | None, Option("Branch, tag or commit of the model on the Hugging Face hub. Default: main.")
+    ] = None
+    hf_token: Annotated[
+        str | None,
+        Option("Access token for the Hugging Face hub. Default: what `hf auth login` or HF_TOKEN left."),
+    ] = None
+    download_dir: Annotated[
+        str | None,
+        Option("Where downloaded models are kept. Default: the Hugging Face cache.", metavar="DIR"),
+    ] = None
+    load_format: Annotated[
+        LoadFormat,
+        Option("Where weights come from; `dummy` makes random ones, for benchmarks."),
+    ] = "auto"
+    dtype: Annotated[
+        DType,
+        Option(
+            "Number format of weights and activations. `auto` keeps the checkpoint's.",
+            spellings=DTYPE_SPELLINGS,
+        ),
+    ] = "auto"
+    max_model_len: Annotated[
+        Positive | None,
+        Option(
+            "Longest context in tokens, prompt and output together; 32k = 32,000, 32K = 32,768. "
+            "`auto`: what the model allows and memory holds.",
+            aliases=("--context-length",),
+            read=count,
+            spellings={"auto": None, "-1": None},
+        ),
+    ] = None
+    hf_overrides: Annotated[
+        dict[str, Any],
+        Option(
+            "JSON object whose keys replace those of the model's config.json.",
+            aliases=("--json-model-override-args",),
+            metavar="JSON",
+        ),
+    ] = {}
+    generation_config: Annotated[
+        str,
+        Option(
+            "Where default sampling parameters come from: `auto` = the model's generation_config.json, "
+            "`none` = neutral ones, or a directory or file to read instead.",
+            aliases=("--sampling-defaults",),
+            spellings={"vllm": "none", "openai": "none", "model": "auto"},
+        ),
+    ] = "auto"
+    override_generation_config: Annotated[
+        dict[str, Any],
+        Option(
+            "JSON object of default sampling parameters that win over --generation-config.",
+            aliases=("--preferred-sampling-params",),
+            metavar="JSON",
+        ),
+    ] = {}
+    chat_template: Annotated[
+        str | None,
+        Option(
+            "A Jinja chat template, as a file or as text, in place of the model's own.", metavar="FILE|TEXT"
+        ),
+    ] = None
+    seed: Annotated[
+        Annotated[int, Meta(ge=0, le=2**63 - 1)] | None,
+        Option(
+            "Makes a run repeatable: seeds dummy weights and the seeds given to requests that bring none. "
+            "Default: requests without a seed get a fresh one.",
+            aliases=("--random-seed",),
+        ),
+    ] = None
+
+
+class ServerOptions(Group, frozen=True):
+    """HTTP server"""
+
+    host: Annotated[
+        str, Option("Address to listen on; 0.0.0.0 or :: for every interface (then also set --api-key).")
+    ] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535), Option("Port to listen on; 0 takes a free one.")] = (
+        DEFAULT_PORT
+    )
+    uds: Annotated[
+        str | None,
+        Option("Listen on a Unix domain socket at this path instead of a TCP port.", metavar="PATH"),
+    ] = None
+    api_key: Annotated[
+        list[str],
+        Option(
+            "Keys of which a client must send one as `Authorization: Bearer KEY`; may be repeated. "
+            "/health and /ready stay open.",
+            metavar="KEY",
+        ),
+    ] = []
+    api_workers: Annotated[
+        int,
+        Meta(ge=1, le=256),
+        Option(
+            "Front-end processes that share the port: HTTP, templates, tokenising, streaming.",
+            aliases=("--api-server-count", "--tokenizer-worker-num"),
+        ),
+    ] = 1
+    allowed_origins: Annotated[
+        list[str],
+        Option(
+            "Web origins whose pages may call the API (CORS), as words or a JSON list; `*` for all.",
+            metavar="ORIGIN",
+        ),
+    ] = []
+    root_path: Annotated[
+        str,
+        Option(
+            "Path prefix under which a reverse proxy shows this server.",
+            aliases=("--fastapi-root-path",),
+            metavar="PATH",
+        ),
+    ] = ""
+    ssl_keyfile: Annotated[
+        str | None, Option("Private key (PEM) for HTTPS; needs --ssl-certfile.", metavar="FILE")
+    ] = None
+    ssl_certfile: Annotated[
+        str | None, Option("Certificate chain (PEM) for HTTPS; needs --ssl-keyfile.", metavar="FILE")
+    ] = None
+    max_request_bytes: Annotated[
+        int,
+        Meta(ge=1024),
+        Option(
+            "Largest request body; larger ones get a 413.",
+            aliases=("--max-body-size",),
+            read=size,
+            metavar="SIZE",
+        ),
+    ] = 32 << 20
+    max_logprobs: Annotated[
+        int,
+        Meta(ge=0),
+        Option("Most alternatives a request may ask for with logprobs or top_logprobs."),
+    ] = 20
+    max_n: Annotated[int, Meta(ge=1), Option("Most choices (`n`) one request may ask for.")] = 128
+    sse_keep_alive_interval: Annotated[
+        float,
+        Meta(ge=0),
+        Option(
+            "Seconds of silence after which a stream gets an SSE comment, so that proxies keep it; 0 = never."
+        ),
+    ] = 15.0
+    enable_request_id_headers: Annotated[
+        bool, Option("Answer with an X-Request-Id header, the client's own if it sent one.")
+    ] = True
+
+
+class SchedulerOptions(Group, frozen=True):
+    """Scheduling"""
+
+    max_num_seqs: Annotated[
+        int,
+        Meta(ge=1, le=65536),
+        Option("Most requests that run at once; others wait.", aliases=("--max-running-requests",)),
+    ] = 256
+    max_num_batched_tokens: Annotated[
+        Positive | None,
+        Option(
+            "Most tokens in one step, decodes and chunks of prefill together. Default: chosen for the device.",
+            aliases=("--chunked-prefill-size", "--max-prefill-tokens"),
+            read=count,
+        ),
+    ] = None
+    max_num_queued_reqs: Annotated[
+        Positive | None,
+        Option(
+            "Most requests that wait; further ones get a 429 with Retry-After. Default: chosen from --max-num-seqs.",
+            aliases=("--max-queued-requests",),
+        ),
+    ] = None
+    scheduling_policy: Annotated[
+        Policy,
+        Option(
+            "Order of waiting requests: `fcfs` = by priority, then arrival; `lpm` = longest cached prefix first; "
+            "`wspt` = weighted shortest processing time.",
+            aliases=("--schedule-policy",),
+            spellings={"priority": "fcfs"},
+        ),
+    ] = "fcfs"
+    async_scheduling: Annotated[
+        bool,
+        Option(
+            "Plan the next step while the device runs this one.", negations=("--disable-overlap-schedule",)
+        ),
+    ] = True
+
+
+class CacheOptions(Group, frozen=True):
+    """KV cache"""
+
+    block_size: Annotated[
+        int,
+        Meta(ge=1, le=1024),
+        Option("Tokens per page, the unit of allocation and prefix caching.", aliases=("--page-size",)),
+    ] = 16
+    kv_cache_memory_bytes: Annotated[
+        Positive | None,
+        Option(
+            "Memory for the KV cache, such as 4GiB. Default: chosen from what is free.",
+            aliases=("--kv-cache-memory",),
+            read=size,
+            metavar="SIZE",
+        ),
+    ] = None
+    num_gpu_blocks_override: Annotated[
+        Positive | None,
+        Option("Number of pages of the KV cache, in place of a memory budget.", aliases=("--num-pages",)),
+    ] = None
+    max_total_tokens: Annotated[
+        Positive | None,
+        Option("Size of the KV cache in tokens: --num-gpu-blocks-override times --block-size.", read=count),
+    ] = None
+    gpu_memory_utilization: Annotated[
+        float,
+        Meta(gt=0, le=1),
+        Option(
+            "CUDA only: share of the GPU's memory that weights and KV cache may take.",
+            aliases=("--mem-fraction-static",),
+        ),
+    ] = 0.92
+    enable_prefix_caching: Annotated[
+        bool,
+        Option("Reuse the KV cache of shared prompt prefixes.", negations=("--disable-radix-cache",)),
+    ] = True
+    kv_events_config: Annotated[
+        KVEventsConfig | None,
+        Option(
+            "JSON object that turns on KV events on a ZMQ PUB socket, with vLLM's keys: enable_kv_cache_events, "
+            "publisher, endpoint, replay_endpoint, buffer_steps, hwm, max_queue_size, topic.",
+            metavar="JSON",
+        ),
+    ] = None
+
+
+class DeviceOptions(Group, frozen=True):
+    """Device"""
+
+    device: Annotated[Device, Option("Where the model runs. `auto` takes a GPU if there is one.")] = "auto"
+    attention_backend: Annotated[
+        Literal["auto", "torch", "cpu"],
+        Option("Attention kernels: `cpu` = compiled for this CPU, `torch` = slow and obviously right."),
+    ] = "auto"
+    num_threads: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | None,
+        Option("CPU threads of the engine. Default: chosen from the cores."),
+    ] = None
+
+
+class ObservabilityOptions(Group, frozen=True):
+    """Logging"""
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Option("Least severe message to print."),
+    ] = "info"
+    enable_log_requests: Annotated[
+        bool, Option("Print one line per finished request.", aliases=("--log-requests",))
+    ] = False
+    disable_log_stats: Annotated[
+        bool,
+        Option("Do not print the line of load and throughput that appears every 10 s while requests run."),
+    ] = False
+
+
+class LifecycleOptions(Group, frozen=True):
+    """Life cycle"""
+
+    shutdown_timeout: Annotated[
+        float,
+        Meta(ge=0),
+        Option("Seconds that running requests get to finish after SIGTERM or Ctrl-C.", metavar="SECONDS"),
+    ] = 30.0
+    engine_restart_limit: Annotated[
+        int,
+        Meta(ge=0),
+        Option("How often a dead engine is restarted within --engine-restart-window before it is given up."),
+    ] = 5
+    engine_restart_window: Annotated[
+        float,
+        Meta(gt=0),
+        Option("Seconds after which a restart of the engine no longer counts.", metavar="SECONDS"),
+    ] = 300.0
+
+
+class ServeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything `penstock serve` can be told."""
+
+    model: ModelOptions = ModelOptions()
+    server: ServerOptions = ServerOptions()
+    scheduler: SchedulerOptions = SchedulerOptions()
+    cache: CacheOptions = CacheOptions()
+    device: DeviceOptions = DeviceOptions()
+    observability: ObservabilityOptions = ObservabilityOptions()
+    lifecycle: LifecycleOptions = LifecycleOptions()
+
+
+class FrontEndConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything a front-end process is told at its start: `python -m penstock.server.frontend CONFIG.json`.
+
+    The supervisor writes it as JSON into the private runtime directory; every choice that needs no tokenizer has
+    been made by then. Once HTTP listens and the engine is ready, the front end sends `Serving` on its ROUTER to the
+    peer `supervisor`, again until that peer is known. SIGTERM drains: it stops accepting, finishes running requests
+    within `shutdown_timeout_s`, exits 0. A second SIGTERM ends it at once. SIGINT is the supervisor's alone.
+    """
+
+    frontend_id: int
+    incarnation: int  # new at every start of a front-end process; goes into `Hello`
+    num_frontends: int
+    listen_fd: int  # inherited listening socket, TCP or Unix, shared by all front ends
+    endpoint: str  # where the ROUTER binds: ipc://...
+    multiprocess_dir: str | None = None  # prometheus_client multiprocess files; None = one front end alone
+
+    model: str  # as the user gave it, for `root` in /v1/models
+    model_dir: str  # local: config.json, generation_config.json, chat_template.jinja
+    tokenizer_dir: str  # local: tokenizer.json, tokenizer_config.json
+    served_model_names: list[str]  # at least one; the first is the one replies carry
+    chat_template: str | None = None  # the Jinja text that replaces the checkpoint's
+    generation_config_path: str | None = (
+        None  # JSON file of default sampling parameters; None = neutral defaults
+    )
+    override_generation_config: dict[str, Any] = {}  # wins over that file
+    seed: int | None = (
+        None  # of the seeds for requests that bring none (mix in frontend_id); None = fresh entropy
+    )
+
+    api_keys: list[str] = []  # empty = open
+    allowed_origins: list[str] = []  # empty = no CORS headers
+    root_path: str = ""
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    max_request_bytes: int = 32 << 20
+    max_logprobs: int = 20
+    max_n: int = 128
+    sse_keep_alive_s: float = 15.0  # 0 = never
+    enable_request_id_headers: bool = True
+    shutdown_timeout_s: float = 30.0
+    log_level: str = "info"
+    log_requests: bool = False  # one line per finished request
+    log_stats: bool = (
+        True  # a line of load and throughput every 10 s while requests run (front end 0 prints it)
+    )

@@ -1,0 +1,247 @@
+"""`/metrics`: the front ends' cells and the engines' statuses as Prometheus text.
+
+Any front end answers for the whole family: cells are summed over the front ends' files, and what an engine reports
+comes once, from its latest status.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from ..scheduler.messages import ITERATION_TOKENS_BUCKETS, EngineLoad, EngineStatus
+from .link import Engine, EngineLink
+from .metrics import COUNTERS, GAUGES, HISTOGRAMS, Metrics
+from .processes import FamilyUsage
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+WINDOW_S = 60.0
+Family: TypeAlias = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+
+ENGINE_GAUGES = (
+    ("vllm:num_requests_running", "Requests in the running batch.", "num_running"),
+    ("vllm:num_requests_waiting", "Requests waiting to be scheduled.", "num_waiting"),
+    ("vllm:kv_cache_usage_perc", "Share of KV pages held by requests, 0 to 1.", "kv_usage"),
+)
+ENGINE_COUNTERS = (
+    ("vllm:prefix_cache_queries", "Tokens looked up in the prefix cache.", "prefix_cache_queries"),
+    ("vllm:prefix_cache_hits", "Tokens found in the prefix cache.", "prefix_cache_hits"),
+    ("vllm:num_preemptions", "Requests that had to give up their pages for a time.", "num_preemptions"),
+    ("penstock:evicted_pages", "Cached pages dropped to make room.", "evicted_pages"),
+    ("penstock:steps", "Steps of the engine.", "num_steps"),
+    ("penstock:step_seconds", "Device time of all steps.", "step_seconds"),
+    ("penstock:schedule_seconds", "Scheduler time of all steps.", "schedule_seconds"),
+)
+CACHE_FIELDS = ("cached_prompt_tokens", "prompt_tokens")
+REPLICA_STATES = ("starting", "loading", "ready", "draining", "failed")
+
+
+class EngineHistory:
+    """What earlier incarnations of an engine had counted, and its prompts of the last minute."""
+
+    def __init__(self) -> None:
+        self.incarnation: int | None = None
+        self.latest = EngineLoad()
+        self._base: dict[str, float] = {}
+        self._base_buckets = [0] * (len(ITERATION_TOKENS_BUCKETS) + 1)
+        self._window: deque[tuple[float, float, float]] = deque()
+
+    def add(self, status: EngineStatus) -> None:
+        if status.incarnation != self.incarnation:
+            for name in (*(field for _, _, field in ENGINE_COUNTERS), "iteration_tokens_sum", *CACHE_FIELDS):
+                self._base[name] = self.counter(name)
+            self._base_buckets = self.buckets()
+            self.incarnation = status.incarnation
+        self.latest = status.load
+        now = time.monotonic()
+        cached, prompt = (self.counter(name) for name in CACHE_FIELDS)
+        self._window.append((now, cached, prompt))
+        while len(self._window) > 2 and self._window[1][0] < now - WINDOW_S:
+            self._window.popleft()
+
+    def counter(self, name: str) -> float:
+        """Over all incarnations, so that it never falls."""
+        return self._base.get(name, 0.0) + float(getattr(self.latest, name))
+
+    def buckets(self) -> list[int]:
+        latest = self.latest.iteration_tokens or [0] * len(self._base_buckets)
+        return [base + count for base, count in zip(self._base_buckets, latest, strict=True)]
+
+    def cached_share(self) -> tuple[float, float]:
+        """(cached, all) prompt tokens of the last minute; of the whole life if there were none."""
+        if not self._window:
+            return 0.0, 0.0
+        (_, cached_then, prompt_then), (_, cached, prompt) = self._window[0], self._window[-1]
+        if prompt > prompt_then:
+            return cached - cached_then, prompt - prompt_then
+        return cached, prompt
+
+
+class Exposition(Collector):
+    """A registry of one collector, read when scraped."""
+
+    def __init__(
+        self,
+        *,
+        metrics: Metrics,
+        link: EngineLink,
+        model_name: str,
+        family: FamilyUsage,
+        startup: dict[str, float],
+    ) -> None:
+        self._metrics = metrics
+        self._link = link
+        self._model_name = model_name
+        self._usage = family
+        self._startup = startup
+        self._histories: dict[int, EngineHistory] = {}
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def on_status(self, status: EngineStatus) -> None:
+        self._histories.setdefault(status.engine_id, EngineHistory()).add(status)
+
+    def text(self) -> bytes:
+        self._metrics.fold_gaps()
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Family]:
+        yield from self._front_end()
+        yield from self._engines()
+        yield from self._fleet()
+
+    # ------------------------------------------------------------------------------------------------ front ends
+
+    def _front_end(self) -> Iterator[Family]:
+        cells = self._metrics.cells.total()
+        positions = self._metrics.positions
+        labels, values = ["model_name", "engine"], [self._model_name, "0"]
+        for counter in COUNTERS:
+            own = [*labels, counter.label] if counter.label else labels
+            total = CounterMetricFamily(counter.name, counter.help, labels=own)
+            for label in counter.values:
+                total.add_metric(
+                    [*values, label] if counter.label else values, cells[positions[counter.name, label]]
+                )
+            yield total
+        for gauge in GAUGES:
+            now = GaugeMetricFamily(gauge.name, gauge.help, labels=labels)
+            now.add_metric(values, cells[positions[gauge.name, ""]])
+            yield now
+        for histogram in HISTOGRAMS:
+            base = positions[histogram.name, ""]
+            end = base + len(histogram.buckets) + 1
+            spread = HistogramMetricFamily(histogram.name, histogram.help, labels=labels)
+            spread.add_metric(values, cumulative(histogram.buckets, cells[base:end]), cells[end])
+            yield spread
+
+    # ------------------------------------------------------------------------------------------------- engines
+
+    def _engines(self) -> Iterator[Family]:
+        engines = self._link.engines
+        for name, text, field in ENGINE_GAUGES:
+            yield self._gauge(
+                name, text, ((engine, float(getattr(engine.load, field))) for engine in engines)
+            )
+        for name, text, field in ENGINE_COUNTERS:
+            total = CounterMetricFamily(name, text, labels=["model_name", "engine"])
+            for engine in engines:
+                total.add_metric(self._labels(engine), self._history(engine).counter(field))
+            yield total
+        steps = HistogramMetricFamily(
+            "vllm:iteration_tokens_total", "Tokens of each step.", labels=["model_name", "engine"]
+        )
+        for engine in engines:
+            history = self._history(engine)
+            counts = cumulative(ITERATION_TOKENS_BUCKETS, history.buckets())
+            steps.add_metric(self._labels(engine), counts, history.counter("iteration_tokens_sum"))
+        yield steps
+        yield self._cache_config(engines)
+        yield self._startup_times(engines)
+
+    def _cache_config(self, engines: list[Engine]) -> Family:
+        names = ["block_size", "num_gpu_blocks", "cache_dtype"]
+        info = GaugeMetricFamily(
+            "vllm:cache_config_info", "The KV cache.", labels=["model_name", "engine", *names]
+        )
+        for engine in engines:
+            if engine.info is not None:
+                values = [str(engine.info.page_size), str(engine.info.num_pages), engine.info.kv_cache_dtype]
+                info.add_metric([*self._labels(engine), *values], 1.0)
+        return info
+
+    def _startup_times(self, engines: list[Engine]) -> Family:
+        times = GaugeMetricFamily(
+            "startup_time_seconds", "How long each phase of the start took.", labels=["phase"]
+        )
+        phases = dict(self._startup)
+        for engine in engines:
+            if engine.info is not None:
+                phases.update(engine.info.startup_seconds)
+        for phase, seconds in phases.items():
+            times.add_metric([phase], seconds)
+        return times
+
+    # --------------------------------------------------------------------------------------------------- fleet
+
+    def _fleet(self) -> Iterator[Family]:
+        engines = self._link.engines
+        shares = [self._history(engine).cached_share() for engine in engines]
+        prompt = sum(share[1] for share in shares)
+        rate = sum(share[0] for share in shares) / prompt if prompt else 0.0
+        yield self._plain(
+            "kv_cache_hit_rate", "Cached share of the last minute's prompt tokens, 0 to 1.", rate
+        )
+        states = GaugeMetricFamily("replica_count_by_status", "Engines in each state.", labels=["status"])
+        for state in REPLICA_STATES:
+            count = sum(1 for engine in engines if replica_state(engine) == state)
+            states.add_metric([state], count)
+        yield states
+        tokens = GaugeMetricFamily(
+            "autoscaler_in_flight_tokens", "Queued prompt tokens and running context.", labels=["group"]
+        )
+        waiting = sum(engine.load.waiting_tokens for engine in engines)
+        everything = sum(engine.load.in_flight_tokens for engine in engines)
+        for group, count in (("prefill", waiting), ("decode", everything - waiting), ("all", everything)):
+            tokens.add_metric([group], count)
+        yield tokens
+        cores, resident = self._usage.read()
+        yield self._plain("cpu_usage", "Cores in use by the process family since the last scrape.", cores)
+        yield self._plain("memory_usage", "Resident bytes of the process family.", resident)
+
+    def _plain(self, name: str, text: str, value: float) -> Family:
+        gauge = GaugeMetricFamily(name, text, labels=["model_name"])
+        gauge.add_metric([self._model_name], value)
+        return gauge
+
+    def _gauge(self, name: str, text: str, values: Iterable[tuple[Engine, float]]) -> Family:
+        gauge = GaugeMetricFamily(name, text, labels=["model_name", "engine"])
+        for engine, value in values:
+            gauge.add_metric(self._labels(engine), value)
+        return gauge
+
+    def _labels(self, engine: Engine) -> list[str]:
+        return [self._model_name, str(engine.engine_id)]
+
+    def _history(self, engine: Engine) -> EngineHistory:
+        return self._histories.setdefault(engine.engine_id, EngineHistory())
+
+
+def replica_state(engine: Engine) -> str:
+    return "starting" if engine.state == "restarting" else engine.state
+
+
+def cumulative(bounds: Iterable[float], counts: Iterable[float]) -> list[tuple[str, float]]:
+    """Prometheus buckets from per-bucket counts, the one beyond every bound last."""
+    total = 0.0
+    buckets = []
+    for bound, count in zip([*(f"{float(bound)}" for bound in bounds), "+Inf"], counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets

@@ -1,0 +1,234 @@
+"""`penstock serve`: from a configuration to a running family of processes, and everything gone at the end."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from .. import __version__
+from ..scheduler.messages import EngineConfig
+from .child import ChildSpec
+from .config import FrontEndConfig, ServeConfig
+from .listening import ListenError, listen, url
+from .logs import set_up_logging
+from .model_files import DEMO_DIR, ModelError, ModelFiles, resolve
+from .options import HelpWanted, OptionError, Parsed, parse
+from .runtime_dir import runtime_dir
+from .supervisor import EXIT_BAD_CONFIGURATION, EXIT_FAILED, Family, Limits, Supervisor
+
+log = logging.getLogger(__name__)
+
+EVERY_INTERFACE = ("0.0.0.0", "::", "")
+NVIDIA_DEVICE = Path("/dev/nvidiactl")
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Run `penstock serve <arguments>` to its end. The exit status: 0 stopped by a signal, 1 failed, 2 bad option."""
+    try:
+        parsed = parse(arguments)
+        set_up_logging("supervisor", parsed.config.observability.log_level)
+        files = resolve(parsed.config.model)
+        listener = listen(parsed.config.server)
+    except HelpWanted:
+        from .reference import help_text
+
+        print(help_text(), end="")
+        return 0
+    except (OptionError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_CONFIGURATION
+    except ListenError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    try:
+        announce(files)
+        warn(parsed)
+        return run(parsed.config, files, listener)
+    finally:
+        listener.close()
+        if parsed.config.server.uds is not None:
+            Path(parsed.config.server.uds).unlink(missing_ok=True)
+
+
+def run(config: ServeConfig, files: ModelFiles, listener: socket.socket) -> int:
+    """Start the family and watch over it until it ends."""
+    address = url(listener, config.server)
+
+    def on_serving() -> None:
+        name = files.served_names[0]
+        say(f"Penstock {__version__} ready: {address} (model {name}, ready in {seconds_since_start():.1f} s)")
+
+    lifecycle = config.lifecycle
+    limits = Limits(
+        shutdown_timeout_s=lifecycle.shutdown_timeout,
+        engine_restart_limit=lifecycle.engine_restart_limit,
+        engine_restart_window_s=lifecycle.engine_restart_window,
+    )
+    with runtime_dir() as directory:
+        family = describe_family(config, files, directory, listener.fileno())
+        supervisor = Supervisor(family, limits, on_serving=on_serving, on_drain=listener.close)
+        return supervisor.run()
+
+
+# ------------------------------------------------------------------------------------- what each process is told
+
+
+def describe_family(config: ServeConfig, files: ModelFiles, directory: Path, listen_fd: int) -> Family:
+    """One engine and the front ends; their configurations are written into `directory` at each start."""
+    count = config.server.api_workers
+    endpoints = [f"ipc://{directory}/frontend-{index}" for index in range(count)]
+    multiprocess_dir = directory / "metrics"
+    if count > 1:
+        multiprocess_dir.mkdir()
+
+    def engine_command(incarnation: int) -> list[str]:
+        told = engine_config(config, files, endpoints, incarnation)
+        return python_module("penstock.engine", write(directory / "engine-0.json", told))
+
+    def frontend_command(index: int, incarnation: int) -> list[str]:
+        told = frontend_config(
+            config,
+            files,
+            frontend_id=index,
+            incarnation=incarnation,
+            listen_fd=listen_fd,
+            endpoint=endpoints[index],
+            multiprocess_dir=str(multiprocess_dir) if count > 1 else None,
+        )
+        return python_module("penstock.server.frontend", write(directory / f"frontend-{index}.json", told))
+
+    frontends = [
+        ChildSpec(f"front end {index}", functools.partial(frontend_command, index), pass_fds=(listen_fd,))
+        for index in range(count)
+    ]
+    return Family([ChildSpec("engine", engine_command)], frontends, endpoints)
+
+
+def python_module(name: str, argument: Path) -> list[str]:
+    """Run a module with this interpreter; -P: what lies in the current directory must not shadow a package."""
+    return [sys.executable, "-P", "-m", name, str(argument)]
+
+
+def write(path: Path, told: msgspec.Struct) -> Path:
+    """Write a configuration for its owner alone: it may hold API keys."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(msgspec.json.encode(told))
+    return path
+
+
+def engine_config(
+    config: ServeConfig, files: ModelFiles, endpoints: list[str], incarnation: int
+) -> EngineConfig:
+    model, scheduler, cache, device = config.model, config.scheduler, config.cache, config.device
+    num_pages = cache.num_gpu_blocks_override
+    if cache.max_total_tokens is not None:
+        num_pages = cache.max_total_tokens // cache.block_size
+    return EngineConfig(
+        incarnation=incarnation,
+        frontends=endpoints,
+        model_dir=str(files.model_dir),
+        load_format=model.load_format,
+        dtype=model.dtype,
+        device=device.device,
+        max_model_len=model.max_model_len,
+        hf_overrides=model.hf_overrides,
+        page_size=cache.block_size,
+        num_pages=num_pages,
+        kv_cache_memory_bytes=cache.kv_cache_memory_bytes,
+        gpu_memory_utilization=cache.gpu_memory_utilization,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens,
+        max_num_queued_reqs=scheduler.max_num_queued_reqs,
+        scheduling_policy=scheduler.scheduling_policy,
+        enable_prefix_caching=cache.enable_prefix_caching,
+        async_scheduling=scheduler.async_scheduling,
+        attention_backend=device.attention_backend,
+        num_threads=device.num_threads,
+        seed=model.seed or 0,
+        kv_events=cache.kv_events_config,
+        log_level=config.observability.log_level,
+    )
+
+
+def frontend_config(
+    config: ServeConfig,
+    files: ModelFiles,
+    *,
+    frontend_id: int,
+    incarnation: int,
+    listen_fd: int,
+    endpoint: str,
+    multiprocess_dir: str | None,
+) -> FrontEndConfig:
+    server, observability = config.server, config.observability
+    return FrontEndConfig(
+        frontend_id=frontend_id,
+        incarnation=incarnation,
+        num_frontends=server.api_workers,
+        listen_fd=listen_fd,
+        endpoint=endpoint,
+        multiprocess_dir=multiprocess_dir,
+        model=files.model,
+        model_dir=str(files.model_dir),
+        tokenizer_dir=str(files.tokenizer_dir),
+        served_model_names=files.served_names,
+        chat_template=files.chat_template,
+        generation_config_path=str(files.generation_config) if files.generation_config else None,
+        override_generation_config=config.model.override_generation_config,
+        seed=config.model.seed,
+        api_keys=server.api_key,
+        allowed_origins=server.allowed_origins,
+        root_path=server.root_path,
+        ssl_keyfile=server.ssl_keyfile,
+        ssl_certfile=server.ssl_certfile,
+        max_request_bytes=server.max_request_bytes,
+        max_logprobs=server.max_logprobs,
+        max_n=server.max_n,
+        sse_keep_alive_s=server.sse_keep_alive_interval,
+        enable_request_id_headers=server.enable_request_id_headers,
+        shutdown_timeout_s=config.lifecycle.shutdown_timeout,
+        log_level=observability.log_level,
+        log_requests=observability.enable_log_requests,
+        log_stats=not observability.disable_log_stats,
+    )
+
+
+# ----------------------------------------------------------------------------------------------- what the user sees
+
+
+def say(line: str) -> None:
+    """One line of progress on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def announce(files: ModelFiles) -> None:
+    origin = "embedded, a demonstration" if files.model_dir == DEMO_DIR else str(files.model_dir)
+    say(f"Penstock {__version__}: loading {files.served_names[0]} ({origin})")
+
+
+def warn(parsed: Parsed) -> None:
+    """Things that are allowed and probably not meant."""
+    config = parsed.config
+    if config.server.host in EVERY_INTERFACE and config.server.uds is None and not config.server.api_key:
+        log.warning(
+            "--host %s without --api-key: everyone who reaches this machine can use it", config.server.host
+        )
+    if "gpu_memory_utilization" in parsed.given and not NVIDIA_DEVICE.exists():
+        log.warning("--gpu-memory-utilization has no effect without an NVIDIA GPU: use --kv-cache-memory")
+
+
+def seconds_since_start() -> float:
+    """Seconds since this process was started by the system, the interpreter's own start included."""
+    try:
+        started_ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return time.process_time()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")

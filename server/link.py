@@ -1,0 +1,490 @@
+"""The front end's side of the ZMQ link: sequences to engines, outputs to sequences, and what survives an engine's death.
+
+A sequence is either assigned to a living engine or parked until there is one. Engines may come, die and return;
+a sequence leaves only by its end, its failure or its client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple, TypeAlias
+
+import msgspec
+import zmq
+
+from ..scheduler.messages import (
+    Abort,
+    Control,
+    ControlReply,
+    EngineInfo,
+    EngineLoad,
+    EngineState,
+    EngineStatus,
+    FamilyStatus,
+    Finish,
+    FirstToken,
+    Hello,
+    Rejected,
+    Serving,
+    StepOutput,
+    ToEngine,
+    ToFrontEnd,
+    TokenLogprobs,
+    ToSupervisor,
+    decode_to_frontend,
+    encode,
+)
+from .metrics import Metrics
+from .sequence import Failure, Sequence
+
+log = logging.getLogger(__name__)
+
+SUPERVISOR = b"supervisor"
+MAX_MESSAGES_AT_ONCE = 64
+CONTROL_TIMEOUT_S = 10.0
+SERVING_RETRY_S = 0.05
+SILENCE_LIMIT_S = 30.0  # statuses come every second between steps; a long step delays them
+Availability: TypeAlias = Literal["loading", "ready", "restarting", "failed", "draining"]
+NO_FINISH: dict[int, Finish] = {}
+NO_LOGPROBS: dict[int, TokenLogprobs] = {}
+
+
+class Condition(NamedTuple):
+    """Can requests be served? `detail` says how far a start is, or why not."""
+
+    state: Availability
+    detail: str
+
+
+class Engine:
+    """What is known of one engine; `identity` is None while none of its incarnations lives."""
+
+    __slots__ = (
+        "assigned",
+        "detail",
+        "engine_id",
+        "identity",
+        "incarnation",
+        "info",
+        "load",
+        "retired",
+        "seen_at",
+        "state",
+    )
+
+    def __init__(self, engine_id: int) -> None:
+        self.engine_id = engine_id
+        self.incarnation: int | None = None
+        self.identity: bytes | None = None
+        self.state: EngineState = "loading"
+        self.detail = ""
+        self.info: EngineInfo | None = None
+        self.load = EngineLoad()
+        self.assigned: dict[int, Sequence] = {}
+        self.retired: set[int] = set()
+        self.seen_at = 0.0
+
+    def retire(self) -> list[Sequence]:
+        """Its present incarnation is gone; returns the sequences it had."""
+        if self.incarnation is not None:
+            self.retired.add(self.incarnation)
+        self.incarnation = None
+        self.identity = None
+        orphans = list(self.assigned.values())
+        self.assigned = {}
+        return orphans
+
+
+class EngineLink:
+    """One ROUTER socket in the event loop's own thread."""
+
+    def __init__(self, *, endpoint: str, frontend_id: int, incarnation: int, metrics: Metrics) -> None:
+        self._endpoint = endpoint
+        self._frontend_id = frontend_id
+        self._incarnation = incarnation
+        self._metrics = metrics
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        self._engines: dict[int, Engine] = {}
+        self._by_identity: dict[bytes, Engine] = {}
+        self._parked: dict[int, Sequence] = {}
+        self._retries: set[asyncio.TimerHandle] = set()
+        self._aborts: dict[bytes, array[int]] = {}
+        self._controls: dict[int, asyncio.Future[ControlReply]] = {}
+        # Ids continue from a random place: what an engine still sends to a dead predecessor must not meet them.
+        self._next_id = random.SystemRandom().getrandbits(32)
+        self._serving: Serving | None = None
+        self._was_ready = False
+        self.draining = False
+        self.on_status: Callable[[EngineStatus], None] | None = None
+
+    # ------------------------------------------------------------------------------------------------- open, close
+
+    def open(self) -> None:
+        """Bind and start listening, on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        socket = self._socket
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.LINGER, 200)
+        socket.bind(self._endpoint)
+        self._loop.add_reader(self._descriptor(), self._receive)
+        self._loop.call_soon(self._receive)
+
+    def close(self) -> None:
+        for handle in self._retries:
+            handle.cancel()
+        self._flush_aborts()
+        self._loop.remove_reader(self._descriptor())
+        self._socket.close()
+        self._context.term()
+
+    def _descriptor(self) -> int:
+        descriptor = self._socket.getsockopt(zmq.FD)
+        assert isinstance(descriptor, int)
+        return descriptor
+
+    # -------------------------------------------------------------------------------------------------- state
+
+    @property
+    def condition(self) -> Condition:
+        if self.draining:
+            return Condition("draining", "the server is shutting down")
+        engines = self._engines.values()
+        ready = [engine for engine in engines if engine.state == "ready"]
+        if ready:
+            silence_s = time.monotonic() - max(engine.seen_at for engine in ready)
+            if silence_s < SILENCE_LIMIT_S:
+                return Condition("ready", "")
+            return Condition("restarting", f"no word from the engine for {silence_s:.0f} s")
+        if engines and all(engine.state == "failed" for engine in engines):
+            return Condition("failed", next(engine.detail for engine in engines))
+        detail = next((engine.detail for engine in engines if engine.detail), "")
+        return Condition("restarting" if self._was_ready else "loading", detail or "waiting for the engine")
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What the served model's engine is; None before the first one was ready."""
+        return next((engine.info for engine in self._engines.values() if engine.info), None)
+
+    @property
+    def engines(self) -> list[Engine]:
+        return [self._engines[engine_id] for engine_id in sorted(self._engines)]
+
+    @property
+    def num_outstanding(self) -> int:
+        return len(self._parked) + sum(len(engine.assigned) for engine in self._engines.values())
+
+    @property
+    def num_parked(self) -> int:
+        return len(self._parked)
+
+    def announce_when_ready(self, serving: Serving) -> None:
+        """Tell the supervisor once HTTP listens (now) and the engine answers."""
+        self._serving = serving
+        self._announce()
+
+    def _announce(self) -> None:
+        if self._serving is None or not self._was_ready:
+            return
+        if self._send(SUPERVISOR, self._serving):
+            self._serving = None
+        else:
+            self._later(SERVING_RETRY_S, self._announce)
+
+    # -------------------------------------------------------------------------------------------- sequences out
+
+    def new_id(self) -> int:
+        """An id that no sequence in flight has."""
+        self._next_id = (self._next_id + 1) & 0xFFFFFFFF
+        return self._next_id
+
+    def submit(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            self._place(sequence)
+
+    def abort(self, sequences: Iterable[Sequence]) -> None:
+        """Nobody waits for these any more."""
+        for sequence in sequences:
+            if sequence.over:
+                continue
+            sequence.cancel()
+            self._parked.pop(sequence.request_id, None)
+            for engine in self._engines.values():
+                if engine.assigned.pop(sequence.request_id, None) is not None:
+                    self._abort_on(engine, sequence.request_id)
+        self._flush_aborts()
+
+    def fail_all(self, failure: Failure) -> None:
+        """End everything in flight."""
+        for engine in self._engines.values():
+            for sequence in list(engine.assigned.values()):
+                self._abort_on(engine, sequence.request_id)
+                sequence.fail(failure)
+            engine.assigned.clear()
+        self._fail_parked(failure)
+        self._flush_aborts()
+
+    async def flush_cache(self) -> list[ControlReply]:
+        """Every ready engine's answer. Raises `TimeoutError`."""
+        waiting = []
+        for engine in self._engines.values():
+            if engine.state == "ready" and engine.identity is not None:
+                control_id = self.new_id()
+                self._controls[control_id] = future = self._loop.create_future()
+                waiting.append(future)
+                self._send(engine.identity, Control(control_id, "flush_cache"))
+        async with asyncio.timeout(CONTROL_TIMEOUT_S):
+            return [await future for future in waiting]
+
+    def _place(self, sequence: Sequence) -> None:
+        """To the ready engine with the least to do; parked if there is none."""
+        ready = [engine for engine in self._engines.values() if engine.state == "ready"]
+        engine = min(ready, key=lambda candidate: len(candidate.assigned), default=None)
+        if (
+            engine is None
+            or engine.identity is None
+            or not self._send(engine.identity, sequence.submit_message())
+        ):
+            self._parked[sequence.request_id] = sequence
+            return
+        if sequence.accepted:
+            self._metrics.count("penstock:resumed_sequences")
+        engine.assigned[sequence.request_id] = sequence
+
+    def _place_parked(self) -> None:
+        parked, self._parked = self._parked, {}
+        self.submit(parked.values())
+
+    def _park(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            sequence.accepted = True
+            sequence.restart()
+            self._parked[sequence.request_id] = sequence
+
+    def _fail_parked(self, failure: Failure) -> None:
+        parked, self._parked = self._parked, {}
+        for sequence in parked.values():
+            sequence.fail(failure)
+
+    def _abort_on(self, engine: Engine, request_id: int) -> None:
+        if engine.identity is not None:
+            self._aborts.setdefault(engine.identity, array("I")).append(request_id)
+
+    def _flush_aborts(self) -> None:
+        if self._aborts:
+            aborts, self._aborts = self._aborts, {}
+            for identity, ids in aborts.items():
+                self._send(identity, Abort(ids.tobytes()))
+
+    def _send(self, identity: bytes, message: ToEngine | ToSupervisor) -> bool:
+        """False if the peer is not there."""
+        try:
+            self._socket.send_multipart([identity, encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            return False
+        # Sending may swallow the edge on which the reader waits (ZMQ_FD is edge-triggered).
+        events = self._socket.getsockopt(zmq.EVENTS)
+        assert isinstance(events, int)
+        if events & zmq.POLLIN:
+            self._loop.call_soon(self._receive)
+        return True
+
+    def _later(self, delay_s: float, call: Callable[[], None]) -> None:
+        def run() -> None:
+            self._retries.discard(handle)
+            call()
+
+        handle = self._loop.call_later(delay_s, run)
+        self._retries.add(handle)
+
+    # ---------------------------------------------------------------------------------------------- messages in
+
+    def _receive(self) -> None:
+        """Everything that has come; after many messages the event loop gets its turn first."""
+        if self._socket.closed:
+            return
+        for _ in range(MAX_MESSAGES_AT_ONCE):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._decode(frames)
+        else:
+            self._loop.call_soon(self._receive)
+        self._flush_aborts()
+
+    def _decode(self, frames: list[bytes]) -> None:
+        if len(frames) != 2:
+            log.warning("dropped a message of %d frames", len(frames))
+            return
+        identity, frame = frames
+        try:
+            message = decode_to_frontend(frame)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            log.warning("dropped a message of %d bytes from %r: %s", len(frame), identity, error)
+            return
+        try:
+            self._handle(identity, message)
+        except Exception:
+            log.exception("a %s from %r could not be used", type(message).__name__, identity)
+
+    def _handle(self, identity: bytes, message: ToFrontEnd) -> None:
+        if isinstance(message, StepOutput):
+            engine = self._by_identity.get(identity)
+            if engine is not None:
+                self._on_step(engine, message)
+        elif isinstance(message, EngineStatus):
+            self._on_engine_status(identity, message)
+        elif isinstance(message, Rejected):
+            engine = self._by_identity.get(identity)
+            if engine is not None:
+                self._on_rejected(engine, message)
+        elif isinstance(message, FamilyStatus):
+            self._on_family_status(message)
+        else:
+            future = self._controls.pop(message.control_id, None)
+            if future is not None and not future.done():
+                future.set_result(message)
+
+    def _on_step(self, engine: Engine, output: StepOutput) -> None:
+        """The hot path: one call a step, one `take` a sequence."""
+        assigned = engine.assigned
+        now = time.monotonic()
+        finished = {finish.request_id: finish for finish in output.finished} if output.finished else NO_FINISH
+        logprobs = self._sort_logprobs(engine, output) if output.logprobs else NO_LOGPROBS
+        for first in output.first:
+            self._on_first(assigned, first, now)
+        tokens = memoryview(output.tokens).cast("i").tolist()
+        ids = memoryview(output.request_ids).cast("I").tolist()
+        counts = memoryview(output.counts).cast("H").tolist()
+        start = taken = 0
+        for request_id, count in zip(ids, counts, strict=True):
+            end = start + count
+            sequence = assigned.get(request_id)
+            if sequence is not None:
+                finish = finished.pop(request_id, None) if finished else None
+                taken += count
+                self._take(engine, sequence, tokens[start:end], now, finish, logprobs.get(request_id))
+            start = end
+        for finish in finished.values():
+            sequence = assigned.get(finish.request_id)
+            if sequence is not None:
+                self._take(engine, sequence, [], now, finish, None)
+        self._metrics.tokens_came(taken)
+
+    def _take(
+        self,
+        engine: Engine,
+        sequence: Sequence,
+        tokens: list[int],
+        now: float,
+        finish: Finish | None,
+        logprobs: TokenLogprobs | None,
+    ) -> None:
+        try:
+            stopped_here = sequence.take(tokens, now, finish, logprobs)
+        except Exception:
+            log.exception("a sequence could not take its output")
+            stopped_here = finish is None
+            sequence.fail(Failure(code="internal", message="internal error"))
+        if sequence.over:
+            engine.assigned.pop(sequence.request_id, None)
+            if stopped_here:
+                self._abort_on(engine, sequence.request_id)
+
+    def _on_first(self, assigned: dict[int, Sequence], first: FirstToken, now: float) -> None:
+        sequence = assigned.get(first.request_id)
+        if sequence is not None:
+            sequence.start(first, now)
+
+    def _sort_logprobs(self, engine: Engine, output: StepOutput) -> dict[int, TokenLogprobs]:
+        """Those of output tokens by request; those of prompts are handed over at once."""
+        found = {}
+        for message in output.logprobs:
+            if not message.is_prompt:
+                found[message.request_id] = message
+                continue
+            sequence = engine.assigned.get(message.request_id)
+            if sequence is not None:
+                sequence.take_prompt_logprobs(message)
+        return found
+
+    def _on_rejected(self, engine: Engine, message: Rejected) -> None:
+        sequence = engine.assigned.pop(message.request_id, None)
+        if sequence is None:
+            return
+        if message.code != "invalid" and (sequence.accepted or sequence.first_at):
+            # It was accepted once, so it is never refused: it waits and asks again.
+            self._parked[sequence.request_id] = sequence
+            self._later(max(0.05, message.retry_after_s), self._place_parked)
+            return
+        sequence.fail(
+            Failure(
+                code=message.code,
+                message=message.message,
+                retry_after_s=message.retry_after_s,
+                num_waiting=message.num_waiting,
+                queue_limit=engine.info.max_num_queued_reqs if engine.info else 0,
+            )
+        )
+
+    # ------------------------------------------------------------------------------------------ engines come and go
+
+    def _on_engine_status(self, identity: bytes, status: EngineStatus) -> None:
+        engine = self._engines.setdefault(status.engine_id, Engine(status.engine_id))
+        if status.incarnation in engine.retired:
+            return
+        if status.incarnation != engine.incarnation:
+            self._replace(engine, identity, status.incarnation)
+        engine.state = status.state
+        engine.detail = status.detail
+        engine.load = status.load
+        engine.seen_at = time.monotonic()
+        engine.info = status.info or engine.info
+        if status.state == "ready":
+            self._on_ready()
+        self._metrics.fold_gaps()
+        if self.on_status is not None:
+            self.on_status(status)
+
+    def _replace(self, engine: Engine, identity: bytes, incarnation: int) -> None:
+        """A new incarnation greets us: greet back, and take the sequences of the old one home."""
+        if engine.identity is not None:
+            self._by_identity.pop(engine.identity, None)
+        self._park(engine.retire())
+        engine.incarnation = incarnation
+        engine.identity = identity
+        self._by_identity[identity] = engine
+        self._send(identity, Hello(self._frontend_id, self._incarnation))
+
+    def _on_ready(self) -> None:
+        if not self._was_ready:
+            self._was_ready = True
+            self._announce()
+        if self._parked and not self._retries:
+            self._place_parked()
+
+    def _on_family_status(self, status: FamilyStatus) -> None:
+        engine = self._engines.setdefault(status.engine_id, Engine(status.engine_id))
+        if engine.incarnation not in (None, status.incarnation):
+            return  # news about one that has been replaced already
+        if engine.identity is not None:
+            self._by_identity.pop(engine.identity, None)
+        engine.retired.add(status.incarnation)
+        self._park(engine.retire())
+        engine.state = status.state
+        engine.detail = status.reason
+        if status.state == "failed" and all(other.state == "failed" for other in self._engines.values()):
+            self._fail_parked(Failure(code="engine_failed", message=f"the engine failed: {status.reason}"))
+        else:
+            self._place_parked()

@@ -1,0 +1,54 @@
+"""Builds ragged paged batches with a page table that visits pages in no order."""
+
+from __future__ import annotations
+
+import torch
+from penstock.kernels.attention.interface import AttentionBatch, AttentionSpec
+
+
+def int32(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def make_batch(rows: list[tuple[int, int]], page_size: int, seed: int = 0) -> tuple[AttentionBatch, int]:
+    """Rows as (start, query tokens), decodes first; returns the batch and the number of pages it needs."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [length for _, length in rows]
+    bounds = [sum(lengths[:i]) for i in range(len(rows) + 1)]
+    pages_of = [-(-(start + length) // page_size) for start, length in rows]
+    num_pages = sum(pages_of) + 3
+    order = torch.randperm(num_pages, generator=generator).to(torch.int32)
+    slots = torch.randperm(len(rows) + 2, generator=generator)[: len(rows)].tolist()
+    spare = int(order[-1])  # belongs to nobody
+    table = torch.full((len(rows) + 2, max(pages_of)), spare, dtype=torch.int32)
+    taken = 0
+    for slot, count in zip(slots, pages_of, strict=True):
+        table[slot, :count] = order[taken : taken + count]
+        taken += count
+    batch = AttentionBatch(
+        num_rows=len(rows),
+        num_tokens=bounds[-1],
+        num_decode_rows=sum(length == 1 for length in lengths),
+        max_len=max(lengths),
+        max_context=max(start + length for start, length in rows),
+        slots=int32(slots),
+        starts=int32([start for start, _ in rows]),
+        q_start=int32(bounds),
+        positions=int32([start + i for start, length in rows for i in range(length)]),
+        token_rows=int32([row for row, length in enumerate(lengths) for _ in range(length)]),
+        page_table=table,
+    )
+    return batch, num_pages
+
+
+def make_tensors(
+    spec: AttentionSpec, batch: AttentionBatch, num_pages: int, dtype: torch.dtype, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """q, k, v as slices of one fused tensor (strided, as models pass them) and pages full of old keys."""
+    generator = torch.Generator().manual_seed(seed)
+    heads = spec.num_heads + 2 * spec.num_kv_heads
+    fused = torch.randn(batch.num_tokens, heads, spec.head_dim, generator=generator).to(dtype)
+    q, k, v = fused.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
+    shape = (num_pages, spec.page_size, spec.num_kv_heads, spec.head_dim)
+    pages = {name: torch.randn(shape, generator=generator).to(dtype) for name in ("k_pages", "v_pages")}
+    return {"q": q, "k": k, "v": v, **pages}

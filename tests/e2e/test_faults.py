@@ -1,0 +1,142 @@
+"""Kill things while they work: streams go on, processes and files are not left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from running_server import Running, serve, wait_until
+
+PROMPTS = [f"Tell me a story about number {number}." for number in range(8)]
+
+
+def body(prompt: str, number: int, stream: bool = True) -> dict[str, object]:
+    """Half greedy, half seeded sampling; long enough that a kill finds every stream in the middle."""
+    return {
+        "model": "penstock-demo",
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": 300,
+        "ignore_eos": True,
+        "temperature": 0 if number % 2 else 0.9,
+        "seed": number,
+        "stream": stream,
+    }
+
+
+class Stream(threading.Thread):
+    """One streamed chat; `pieces` grows as text arrives."""
+
+    def __init__(self, server: Running, prompt: str, number: int) -> None:
+        super().__init__(daemon=True)
+        self.pieces: list[str] = []
+        self.error: object = None
+        self.finish: str | None = None
+        self.server, self.prompt, self.number = server, prompt, number
+
+    def run(self) -> None:
+        url = f"{self.server.v1}/chat/completions"
+        with httpx.stream("POST", url, json=body(self.prompt, self.number), timeout=120) as response:
+            for line in response.iter_lines():
+                if not line.startswith("data: ") or line == "data: [DONE]":
+                    continue
+                event = json.loads(line[6:])
+                if "error" in event:
+                    self.error = event["error"]
+                    return
+                for choice in event["choices"]:
+                    self.pieces.append(choice["delta"].get("content") or "")
+                    self.finish = choice["finish_reason"] or self.finish
+
+
+def test_killed_engine_is_a_pause_and_streams_end_with_the_same_tokens() -> None:
+    with serve("--dtype", "float32", "--max-num-seqs", "8") as server:
+        expected = []
+        for number, prompt in enumerate(PROMPTS):
+            reply = httpx.post(
+                f"{server.v1}/chat/completions", json=body(prompt, number, stream=False), timeout=120
+            ).json()
+            expected.append(reply["choices"][0]["message"]["content"])
+        streams = [Stream(server, prompt, number) for number, prompt in enumerate(PROMPTS)]
+        for stream in streams:
+            stream.start()
+        first = server.engine()
+        wait_until(lambda: all(len(stream.pieces) > 20 for stream in streams), "all streams to be under way")
+        first.kill()
+        for stream in streams:
+            stream.join(100)
+        assert [stream.error for stream in streams] == [None] * len(streams)
+        assert ["".join(stream.pieces) for stream in streams] == expected
+        assert {stream.finish for stream in streams} == {"length"}
+        assert server.engine().pid != first.pid
+        wait_until(lambda: server.load()["held_pages"] == 0, "every page to return")
+
+
+def test_engine_that_cannot_be_restarted_ends_streams_with_an_error_and_fails_health() -> None:
+    with serve("--engine-restart-limit", "0", "--max-num-seqs", "8") as server:
+        stream = Stream(server, PROMPTS[0], 1)
+        stream.start()
+        wait_until(lambda: len(stream.pieces) > 5, "the stream to be under way")
+        server.engine().kill()
+        stream.join(30)
+        assert isinstance(stream.error, dict)
+        assert stream.error["message"]
+        wait_until(lambda: httpx.get(f"{server.url}/health").status_code == 503, "/health to say so")
+
+
+def left_behind(before: set[str]) -> set[str]:
+    """Shared memory and runtime folders that were not there before."""
+    roots = [Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))]
+    now = {str(path) for root in roots if root.is_dir() for path in root.glob("*penstock*")}
+    return now - before
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_finishes_running_streams_and_leaves_nothing(how: signal.Signals) -> None:
+    before = left_behind(set())
+    with serve("--max-num-seqs", "8") as server:
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        stream = Stream(server, PROMPTS[0], 1)
+        stream.start()
+        wait_until(lambda: len(stream.pieces) > 5, "the stream to be under way")
+        server.process.send_signal(how)
+        assert server.process.wait(60) == 0
+        stream.join(10)
+        assert stream.error is None
+        assert stream.finish == "length"
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not alive
+    assert not left_behind(before)
+
+
+def test_no_orphan_survives_a_killed_supervisor() -> None:
+    with serve("--max-num-seqs", "8") as server:
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        server.process.kill()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive
+
+
+def test_api_workers_share_one_port_and_one_engine() -> None:
+    with serve("--api-workers", "2", "--max-num-seqs", "8") as server:
+        assert len(server.children("penstock.server.frontend")) == 2
+        for number in range(12):  # a new connection each, so that both workers get some
+            reply = httpx.post(
+                f"{server.v1}/chat/completions", json={**body("Hello!", 1, stream=False), "max_tokens": 4}
+            )
+            assert reply.status_code == 200, number
+        wait_until(
+            lambda: server.metric("vllm:request_success_total") == 12, "both workers' counters in one scrape"
+        )
+        victim = server.children("penstock.server.frontend")[0]
+        victim.kill()
+        wait_until(lambda: len(server.children("penstock.server.frontend")) == 2, "the worker's replacement")
+        deadline = time.monotonic() + 20
+        while httpx.get(f"{server.url}/ready").status_code != 200:
+            assert time.monotonic() < deadline

@@ -1,0 +1,171 @@
+"""The CPU attention kernels against the torch oracle, and the oracle against torch's own attention."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from attention_batches import make_batch, make_tensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from penstock.kernels.attention.cpu_backend import CpuAttention
+from penstock.kernels.attention.interface import AttentionBackend, AttentionBatch, AttentionSpec
+from penstock.kernels.attention.torch_backend import TorchAttention
+from penstock.kernels.cpu.library import Library
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+
+
+def run(backend: AttentionBackend, batch: AttentionBatch, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    backend.plan(batch)
+    return backend.run(**tensors)
+
+
+def spec_of(
+    heads: tuple[int, int] = (4, 2),
+    head_dim: int = 64,
+    page_size: int = 16,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> AttentionSpec:
+    return AttentionSpec(*heads, head_dim, page_size, head_dim**-0.5, window, soft_cap)
+
+
+def check_against_oracle(
+    library: Library, spec: AttentionSpec, rows: list[tuple[int, int]], dtype: torch.dtype, seed: int = 0
+) -> None:
+    batch, num_pages = make_batch(rows, spec.page_size, seed)
+    tensors = make_tensors(spec, batch, num_pages, dtype, seed)
+    expected_tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    out = run(CpuAttention(spec, library), batch, tensors)
+    expected = run(TorchAttention(spec), batch, expected_tensors)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    assert torch.equal(tensors["k_pages"], expected_tensors["k_pages"])
+    assert torch.equal(tensors["v_pages"], expected_tensors["v_pages"])
+
+
+MIXED = [(0, 1), (37, 1), (300, 1), (0, 5), (63, 70), (130, 33)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (8, 2), (16, 2), (8, 1), (3, 1)])
+def test_every_head_shape_matches_the_oracle(
+    library: Library, heads: tuple[int, int], head_dim: int, dtype: torch.dtype
+) -> None:
+    check_against_oracle(library, spec_of(heads, head_dim), MIXED, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("page_size", [1, 16, 32, 48])
+@pytest.mark.parametrize("window", [None, 1, 40, 64, 600])
+@pytest.mark.parametrize("soft_cap", [None, 5.0])
+def test_every_page_size_window_and_soft_cap_matches_the_oracle(
+    library: Library, page_size: int, window: int | None, soft_cap: float | None, dtype: torch.dtype
+) -> None:
+    rows = [(0, 1), (511, 1), (512, 1), (1100, 1), (0, 3), (500, 40)]
+    check_against_oracle(library, spec_of((4, 2), 64, page_size, window, soft_cap), rows, dtype)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    decodes=st.lists(st.integers(0, 1500), max_size=6),
+    prefills=st.lists(st.tuples(st.integers(0, 700), st.integers(1, 150)), max_size=3),
+    page_size=st.sampled_from([1, 16, 32]),
+    heads=st.sampled_from([(2, 2), (4, 1), (6, 2)]),
+    window=st.none() | st.integers(1, 700),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+def test_random_ragged_batches_match_the_oracle(
+    library: Library,
+    decodes: list[int],
+    prefills: list[tuple[int, int]],
+    page_size: int,
+    heads: tuple[int, int],
+    window: int | None,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    rows = [(start, 1) for start in decodes] + prefills or [(0, 1)]
+    check_against_oracle(library, spec_of(heads, 32, page_size, window), rows, dtype, seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("window", [None, 100])
+def test_a_query_gets_the_same_bits_alone_in_a_batch_in_chunks_and_as_decode(
+    library: Library, window: int | None, dtype: torch.dtype
+) -> None:
+    """2 KV heads, one row of 1300 tokens: whole, then in uneven chunks ending in decodes, then among others."""
+    spec = spec_of((4, 2), 64, 16, window)
+    batch, num_pages = make_batch([(0, 1300)], spec.page_size)
+    tensors = make_tensors(spec, batch, num_pages, dtype)
+    whole = run(CpuAttention(spec, library), batch, tensors)
+
+    pages = {name: torch.zeros_like(tensors[name]) for name in ("k_pages", "v_pages")}
+    bounds = [0, 7, 64, 500, 1297, 1298, 1299, 1300]
+    others = torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(9)).to(dtype)
+    for begin, end in itertools.pairwise(bounds):
+        chunk, _ = make_batch([(3, 1), (0, 1), (begin, end - begin)], spec.page_size)
+        spare = int(batch.page_table[(int(batch.slots[0]) + 1) % 3, 0])
+        chunk.page_table = torch.full((5, batch.page_table.shape[1]), spare, dtype=torch.int32)
+        chunk.page_table[chunk.slots[2]] = batch.page_table[batch.slots[0]]
+        parts = {
+            "q": torch.cat((others, tensors["q"][begin:end])),
+            "k": torch.cat((others[:, :2], tensors["k"][begin:end])),
+            "v": torch.cat((others[:, 2:], tensors["v"][begin:end])),
+        }
+        out = run(CpuAttention(spec, library), chunk, {**parts, **pages})
+        assert torch.equal(out[2:], whole[begin:end]), f"tokens {begin} to {end}"
+
+
+def test_long_context_split_over_threads_gives_the_same_bits(library: Library) -> None:
+    spec = spec_of((2, 1), 64)
+    rows = [(6000, 1)]  # one KV head: the threads share its parts
+    batch, num_pages = make_batch(rows, spec.page_size)
+    tensors = make_tensors(spec, batch, num_pages, torch.float32)
+    alone = run(CpuAttention(spec, library), batch, tensors)
+    crowd, crowd_pages = make_batch([*rows, *[(6000, 1)] * 16], spec.page_size)
+    crowd_tensors = make_tensors(spec, crowd, crowd_pages, torch.float32)
+    used = 6001 // spec.page_size + 1
+    for name in ("k_pages", "v_pages"):
+        source = batch.page_table[batch.slots[0], :used].long()
+        crowd_tensors[name][crowd.page_table[crowd.slots[0], :used].long()] = tensors[name][source]
+    for name in ("q", "k", "v"):
+        crowd_tensors[name][0] = tensors[name][0]
+    assert torch.equal(run(CpuAttention(spec, library), crowd, crowd_tensors)[0], alone[0])
+
+
+def test_stale_garbage_beyond_the_context_is_never_read(library: Library) -> None:
+    spec = spec_of()
+    batch, num_pages = make_batch([(20, 1), (3, 40)], spec.page_size)
+    tensors = make_tensors(spec, batch, num_pages, torch.float32)
+    poisoned = {name: tensor.clone() for name, tensor in tensors.items()}
+    for row, (start, length) in enumerate([(20, 1), (3, 40)]):
+        end = start + length
+        last = int(batch.page_table[batch.slots[row], (end - 1) // spec.page_size])
+        for name in ("k_pages", "v_pages"):
+            poisoned[name][last, (end - 1) % spec.page_size + 1 :] = float("nan")
+    backend = CpuAttention(spec, library)
+    assert torch.equal(run(backend, batch, poisoned), run(backend, batch, tensors))
+
+
+def test_dtypes_the_kernels_lack_go_through_torch(library: Library) -> None:
+    spec = spec_of()
+    batch, num_pages = make_batch([(20, 1), (3, 40)], spec.page_size)
+    tensors = make_tensors(spec, batch, num_pages, torch.float16)
+    copy = {name: tensor.clone() for name, tensor in tensors.items()}
+    assert torch.equal(
+        run(CpuAttention(spec, library), batch, tensors), run(TorchAttention(spec), batch, copy)
+    )
+
+
+def test_the_oracle_agrees_with_torch_scaled_dot_product_attention() -> None:
+    spec = spec_of((6, 2), 32, 4)
+    batch, num_pages = make_batch([(0, 11)], spec.page_size)
+    tensors = make_tensors(spec, batch, num_pages, torch.float32)
+    q, k, v = (tensors[name].transpose(0, 1) for name in ("q", "k", "v"))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(run(TorchAttention(spec), batch, tensors), expected.transpose(0, 1))
