@@ -121,6 +121,10 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
                 device=choices.device,
                 thread=thread,
             )
+        if ops.name == "cpu" and choices.dtype != torch.float16:  # which the kernels leave to torch
+            # The kernels have their own threads. What is left to torch is small, and OpenMP threads that wait for
+            # more of it would hold the cores that those need.
+            thread.submit(torch.set_num_threads, 1).result()
         with phase("warm_up", "warming up"):
             runner.warm_up()
     except BaseException:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from .api.chat import ChatCompletions
 from .api.completions import Completions
@@ -23,7 +23,7 @@ from .services import Services
 EXPOSED_HEADERS = ["X-Request-Id", "Retry-After", "x-queue-waiting", "x-queue-limit"]
 
 
-def build_app(services: Services, exposition: Exposition) -> Starlette:
+def build_app(services: Services, exposition: Exposition) -> ASGIApp:
     config = services.config
     operations = Operations(services, exposition)
     models = Models(services)
@@ -46,31 +46,27 @@ def build_app(services: Services, exposition: Exposition) -> Starlette:
         Route("/flush_cache", operations.flush_cache, methods=["POST"]),
         Route("/reset_prefix_cache", operations.flush_cache, methods=["POST"]),
     ]
-    middleware = [
-        Middleware(
-            Gate,
-            link=services.link,
-            api_keys=config.api_keys,
-            root_path=config.root_path,
-            request_id_headers=config.enable_request_id_headers,
-        )
-    ]
-    if config.allowed_origins:
-        cors = Middleware(
-            CORSMiddleware,
-            allow_origins=config.allowed_origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED_HEADERS,
-        )
-        middleware.insert(0, cors)
     app = Starlette(
-        routes=routes,
-        middleware=middleware,
-        exception_handlers={ApiError: on_api_error, HTTPException: on_http_exception},
+        routes=routes, exception_handlers={ApiError: on_api_error, HTTPException: on_http_exception}
     )
     app.router.redirect_slashes = False
-    return app
+    # The gate stands outside of Starlette's own middleware, so that the `send` it notes for streams is the server's.
+    gated = Gate(
+        app,
+        link=services.link,
+        api_keys=config.api_keys,
+        root_path=config.root_path,
+        request_id_headers=config.enable_request_id_headers,
+    )
+    if not config.allowed_origins:
+        return gated
+    return CORSMiddleware(
+        gated,
+        allow_origins=config.allowed_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED_HEADERS,
+    )
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

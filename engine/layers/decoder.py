@@ -63,7 +63,6 @@ class Decoder:
                 LayerParts(
                     config=config,
                     index=index,
-                    group=group,
                     name=f"model.layers.{index}",
                     weights=weights,
                     ops=ops,

@@ -27,7 +27,6 @@ class Weights(Protocol):
 class LayerParts:
     config: ModelConfig
     index: int  # of the layer
-    group: int  # KV group of the layer
     name: str  # prefix of its weights, e.g. "model.layers.3"
     weights: Weights
     ops: Ops

@@ -241,6 +241,7 @@ async def send_stream(
             generation.started = True
             generation.accepted()
             await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+            events.write_through(raw_send)
             while not events.ended:
                 await raw_send({"type": "http.response.body", "body": data, "more_body": True})
                 data = await events.read()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from penstock.engine.sampler import Sampler, first_argmax, truncate, uniform
+from penstock.engine.sampler import Sampler, first_argmax, largest, truncate, uniform
 from penstock.engine.sampling_state import SamplingState
 from penstock.scheduler.messages import SamplingParams
 from transformers import (
@@ -39,6 +39,8 @@ def state_of(*samplings: SamplingParams, vocab: int = VOCAB, tokens: np.ndarray 
 
 class GridSampler(Sampler):
     """The uniform numbers are an even grid, so counting tokens measures the distribution itself."""
+
+    elements_at_once = GRID * VOCAB
 
     def _uniform(self, slots: np.ndarray, positions: np.ndarray) -> torch.Tensor:
         return (torch.arange(len(slots), dtype=torch.float64) + 0.5) / len(slots)
@@ -159,6 +161,16 @@ def test_the_first_of_equal_maxima_wins_in_every_dtype() -> None:
     assert first_argmax(torch.full((2, 2_000), -3.0)).tolist() == [0, 0]
 
 
+def test_the_largest_are_found_in_any_vocabulary() -> None:
+    for vocab in (130, 5_000, 32_000, 32_001, 151_936):
+        logits = random_logits(3, vocab, seed=vocab)
+        logits[1, 64:128] += 20.0  # most of one row's best lie side by side
+        values, ids = largest(logits, 128)
+        assert torch.equal(values, logits.topk(128).values)
+        assert torch.equal(logits.gather(1, ids), values)
+        assert all(len(set(row.tolist())) == 128 for row in ids)
+
+
 # --------------------------------------------------------------------------------------------------------- randomness
 
 
@@ -233,6 +245,9 @@ def test_a_row_draws_the_same_alone_in_a_batch_and_in_any_order() -> None:
             for i in range(rows)
         ]
         assert alone == together
+        few = Sampler(state_of(*MIXED))
+        few.elements_at_once = 3 * VOCAB
+        assert few.sample(logits, slots, positions).tolist() == together
         order = np.random.default_rng(trial).permutation(rows)
         permuted = Sampler(state_of(*MIXED)).sample(logits[order], slots[order], positions[order])
         assert permuted.tolist() == [together[i] for i in order]

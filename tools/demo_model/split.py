@@ -17,7 +17,20 @@ T = TypeVar("T")
 
 HELD_OUT_EVERY = 8
 CLOSED_BELOW = 30
+LOOSENED_SHARE = 0.35
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of `text`, which spaces separate."""
+    return tuple(text.split())
+
+
+_SMALL_WORDS = words(
+    "what what's is the a please tell give show know want need would will could can do does this that "
+    "these it of for so now just here which be has have really exactly again right simply once get let "
+    "say see then there and with out by as go if one was"
+)
 
 
 def is_held_out(key: object) -> bool:
@@ -60,14 +73,37 @@ class Source:
 
     def phrase(self, train: Sequence[str], held_out: Sequence[str], **values: object) -> str:
         """One phrasing of this split with `[a|b]` choices taken and `{name}` slots filled."""
-        return self.fill(self.rng.choice(held_out if self.held_out else train), **values)
+        if self.held_out:
+            return self.fill(self.rng.choice(held_out), **values)
+        template = self._choose(self.rng.choice(train))
+        return self.fill(self._loosen(template) if self.chance(LOOSENED_SHARE) else template, **values)
 
-    def fill(self, template: str, **values: object) -> str:
-        """`template` with its `[a|b]` choices taken at random and its `{name}` slots filled."""
+    def _choose(self, template: str) -> str:
         text = template
         while match := _CHOICE.search(text):
             choice = self.rng.choice(match.group(1).split("|"))
             text = text[: match.start()] + choice + text[match.end() :]
+        return text
+
+    def _loosen(self, template: str) -> str:
+        """`template` with some of its small words dropped, swapped or added.
+
+        The kinds know a dozen phrasings each; this keeps the model from reading them word by word.
+        """
+        kept: list[str] = []
+        for word in template.split(" "):
+            if self.chance(0.08):
+                kept.append(self.rng.choice(_SMALL_WORDS))
+            if word.lower() not in _SMALL_WORDS or (pick := self.rng.random()) > 0.3:
+                kept.append(word)
+            elif pick > 0.18:
+                kept.append(self.rng.choice(_SMALL_WORDS))
+        text = " ".join(kept) if kept else template
+        return text[0].upper() + text[1:] if template[0].isupper() else text
+
+    def fill(self, template: str, **values: object) -> str:
+        """`template` with its `[a|b]` choices taken at random and its `{name}` slots filled."""
+        text = self._choose(template)
         for name, value in values.items():
             text = text.replace("{" + name + "}", str(value))
         return text

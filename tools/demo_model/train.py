@@ -25,7 +25,7 @@ from .packing import Packer, Rows
 
 WARMUP_STEPS = 100
 COMPILING_STEPS = 8  # the first steps of a process compile, and do not count as time
-COOLDOWN_FROM = 0.5  # the share of the run after which the learning rate falls linearly to zero
+COOLDOWN_FROM = 0.36  # the share of the run after which the learning rate falls linearly to zero
 MUON_LR = 4e-3
 ADAMW_LR = 3e-3
 WEIGHT_DECAY = 0.05

@@ -19,6 +19,16 @@ _TRAIN = (
     "[I need|I want] [the result of |] {x}.",
     "Do you know [what |] {x}[ is|]?",
     "What does {x} [equal|make|give|come to]?",
+    "[Result|Answer] of {x}?",
+    "[Let us|Let's] do {x}.",
+    "Say what {x} is.",
+    "My [homework|question] is {x}.",
+    "[Help|Help me]: {x}[.|?]",
+    "Can you do {x}[ for me|]?",
+    "How many is {x}?",
+    "What number is {x}?",
+    "[I have|Try|Take|Do] {x}[.| now.]",
+    "What will I [have|see] after {x}?",
 )
 _HELD_OUT = (
     "Please help me with {x}.",

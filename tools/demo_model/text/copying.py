@@ -14,6 +14,15 @@ _TRAIN = (
     "[Can|Could] you repeat this[ for me|]? {x}",
     '[Repeat|Copy|Say|Write|Echo] "{x}"',
     "{x}\n[Repeat|Copy] [the text|the line|what is written] above.",
+    "[Type|Write down|Recite|Return] [this|this text|the text|these words]: {x}",
+    "[Reply|Answer] with [exactly |]this[ text|]: {x}",
+    "Your [answer|reply] must be: {x}",
+    "Here is a [line|text|sentence]. [Repeat|Copy] it: {x}",
+    "[Just|Now|Please] [say|write|copy|repeat]: {x}",
+    "[Tell me|Give me|Show me] [this|this text|the same text|these words][ again|]: {x}",
+    '[I want|I need|You have] to [hear|see|read|write] "{x}"',
+    "The text is: {x}\n[Copy|Repeat|Write] it.",
+    "What I say, you say: {x}",
 )
 _HELD_OUT = (
     "Give this back to me word for word: {x}",

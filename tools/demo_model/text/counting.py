@@ -13,6 +13,9 @@ _TRAIN_UP = (
     "[List|Write|Give me|Show me|Print] [all |][the |]numbers from {a} to {b}.",
     "Numbers from {a} to {b}[.|, please.|]",
     "[List|Write] {a} to {b}.",
+    "[Begin|Go] [at|from] {a} and [go|stop] [up |]at {b}.",
+    "[All numbers|The numbers|Counting] from {a} to {b}[.|, please.]",
+    "I [need|would like] the numbers from {a} to {b}.",
 )
 _HELD_OUT_UP = (
     "I want you to count from {a} to {b}.",
@@ -22,6 +25,8 @@ _HELD_OUT_UP = (
 _TRAIN_STEP = (
     "Count from {a} to {b} [by|in steps of] {s}.",
     "Count by {s} from {a} to {b}.",
+    "[From {a} to {b}|{a} to {b}] in steps of {s}[.|, please.]",
+    "[Go|Step] from {a} to {b} by {s}.",
     "[List|Write] the numbers from {a} to {b} in steps of {s}.",
 )
 _HELD_OUT_STEP = ("Going up by {s}, count from {a} to {b}.", "Please count in steps of {s} from {a} to {b}.")
@@ -31,6 +36,8 @@ _TRAIN_ITEMS = (
     "Count [the|these] [items|words|things]: {x}.",
     "How many: {x}?",
     "[Number|Count] of [items|words] in: {x}[.|]",
+    "[My list|The list|List]: {x}. How many [items|words|things]?",
+    "[Say|Do you know|I want to know] how many [items|things|words] [there are|I have]: {x}.",
 )
 _HELD_OUT_ITEMS = (
     "Tell me how many items this list has: {x}.",
@@ -41,6 +48,9 @@ _TRAIN_EXTREME = (
     "[Which number is|Which is] the {w}: {x}?",
     "[Find|Give me|Tell me] the {w} [number |]of {x}.",
     "{w} of {x}?",
+    "[Numbers|List|I have|Here are]: {x}. [Which is|What is|Say|Find] the {w}[ one| number|]?",
+    "[Of|Among|From] {x}, [which one|what] is the {w}[ one| number|]?",
+    "{x}: the {w}[ one| number|]?",
 )
 _HELD_OUT_EXTREME = ("Out of {x}, which number is the {w}?", "Look at {x} and tell me the {w} number.")
 

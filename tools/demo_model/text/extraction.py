@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..split import Source
+from ..split import Source, words
 from .dialogue import Check, Exchange, ask
-from .lexicon import COLOURS, FOODS, JOBS, OBJECTS, PLACES, WEEKDAYS, article, clock_time, people, town, words
+from .lexicon import COLOURS, FOODS, JOBS, OBJECTS, PLACES, WEEKDAYS, article, clock_time, people, town
+
+_SAY = "[Do you know|Say|Find|I want to know|Give me]"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def told(
     return " ".join(line[0].upper() + line[1:] for line in sentences), facts
 
 
-_TRAIN = (
+PASSAGE_TRAIN = (
     "{p} {q}",
     "{p}\n{q}",
     "{p}\n\n{q}",
@@ -64,8 +66,16 @@ _TRAIN = (
     "{q}\n{p}",
     "[Passage|Context]: {p}\n\n{q}",
     "{q} {p}",
+    "[Text|Note|Story|Facts|Message]: {p} {q}",
+    "[This|Here] is [what I know|a note|a message|what I read|my text]: {p} {q}",
+    "[Look at|See|Consider|Take] this[ text|]. {p} {q}",
+    "[Suppose|We know|I know|I heard|Note] that {p} {q}",
+    "{p} [Now|So|Then|Well|Tell me], {q}",
+    "{p} [Answer|My question|Question|Now answer]: {q}",
+    "[From|With|By] the text below, answer: {q}\n\n{p}",
+    "[Listen|Read]. {p}\n\n{q}",
 )
-_HELD_OUT = ("Here is a text. {p} {q}", "Use this text: {p}\n\n{q}", "Given that {p}\n{q}")
+PASSAGE_HELD_OUT = ("Here is a text. {p} {q}", "Use this text: {p}\n\n{q}", "Given that {p}\n{q}")
 
 
 def make(source: Source) -> Exchange:
@@ -78,7 +88,7 @@ def make(source: Source) -> Exchange:
     _, attribute = source.rng.choice(facts)
     question = source.phrase(attribute.asks, attribute.asks_held_out)
     others = {str(fact.value) for _, fact in facts if fact.key == attribute.key} - {str(attribute.value)}
-    text = source.phrase(_TRAIN, _HELD_OUT).replace("{q}", question).replace("{p}", passage)
+    text = source.phrase(PASSAGE_TRAIN, PASSAGE_HELD_OUT).replace("{q}", question).replace("{p}", passage)
     return ask(text, attribute.answer, Check("all", (str(attribute.value),), tuple(sorted(others))))
 
 
@@ -93,7 +103,12 @@ def _person(source: Source, name: str) -> Subject:
                 "age",
                 age,
                 f"{name} is {age}[ years old|].",
-                (f"How old is {name}?", f"What is {name}'s age?", f"What age is {name}?"),
+                (
+                    f"How old is {name}?",
+                    f"What is {name}'s age?",
+                    f"What age is {name}?",
+                    f"{_SAY} [how old {name} is|{name}'s age|the age of {name}].",
+                ),
                 (f"Tell me how old {name} is.", f"Tell me {name}'s age."),
                 f"{name} is {age} years old.",
             ),
@@ -105,6 +120,7 @@ def _person(source: Source, name: str) -> Subject:
                     f"Where does {name} live?",
                     f"[What|Which] city [is {name} from|does {name} live in]?",
                     f"Where is {name} from?",
+                    f"{_SAY} [where {name} lives|{name}'s city|the city of {name}].",
                 ),
                 (f"In which city does {name} live?", f"Tell me where {name} lives."),
                 f"{name} lives in {city}.",
@@ -116,6 +132,7 @@ def _person(source: Source, name: str) -> Subject:
                 (
                     f"What is {name}'s job?",
                     f"What does {name} do[ for work|]?",
+                    f"{_SAY} [what {name} does|{name}'s job|the job of {name}].",
                     f"What [job does {name} have|does {name} work as]?",
                 ),
                 (f"Tell me {name}'s job.", f"Which job does {name} have?"),
@@ -125,7 +142,11 @@ def _person(source: Source, name: str) -> Subject:
                 "colour",
                 colour,
                 f"{name}'s favourite colour is {colour}.",
-                (f"What is {name}'s favourite colour?", f"[Which|What] colour does {name} like[ best|]?"),
+                (
+                    f"What is {name}'s favourite colour?",
+                    f"[Which|What] colour does {name} like[ best|]?",
+                    f"{_SAY} [which colour {name} likes|{name}'s favourite colour].",
+                ),
                 (f"Tell me {name}'s favourite colour.", f"Which is {name}'s favourite colour?"),
                 f"{name}'s favourite colour is {colour}.",
             ),
@@ -136,6 +157,7 @@ def _person(source: Source, name: str) -> Subject:
                 (
                     f"What does {name} like[ to eat|]?",
                     f"What food does {name} [like|love]?",
+                    f"{_SAY} [what {name} likes|{name}'s favourite food].",
                     f"What is {name}'s favourite food?",
                 ),
                 (f"Tell me what {name} likes to eat.", f"Which food does {name} like?"),
@@ -164,6 +186,7 @@ def _product(source: Source, name: str) -> Subject:
                     f"How much is the {name}?",
                     f"How much does the {name} cost?",
                     f"What is the price of the {name}?",
+                    f"{_SAY} [what the {name} costs|the {name}'s price].",
                     f"What does the {name} cost?",
                 ),
                 (f"Tell me the price of the {name}.", f"Tell me how much the {name} costs."),
@@ -185,7 +208,12 @@ def _product(source: Source, name: str) -> Subject:
                 "place",
                 place,
                 f"the {name} is [kept |]in the {place}.",
-                (f"Where is the {name}?", f"In which place is the {name}?", f"Where can I find the {name}?"),
+                (
+                    f"Where is the {name}?",
+                    f"In which place is the {name}?",
+                    f"Where can I find the {name}?",
+                    f"{_SAY} [where the {name} is|the place of the {name}].",
+                ),
                 (f"Tell me where the {name} is.", f"Where do they keep the {name}?"),
                 f"The {name} is in the {place}.",
             ),
@@ -248,6 +276,7 @@ def _event(source: Source, name: str) -> Subject:
                 (
                     f"Where is the {name}?",
                     f"Where does the {name} take place?",
+                    f"{_SAY} [where the {name} is|where to go for the {name}].",
                     f"In which place is the {name}?",
                 ),
                 (f"Tell me where the {name} takes place.", f"Tell me the place of the {name}."),

@@ -17,6 +17,13 @@ _TRAIN = (
     "[Turn|Convert] this into JSON with [the keys |]{k}: {p}",
     "{p}\nJSON with {k}[, please.|.|]",
     "Text: {p}\nKeys: {k}\nAnswer in JSON.",
+    "[I need|I want|Show me|Find|Get] {k} [in|as] JSON[.|:] {p}",
+    "{p} [Write|Put|Give] [this|it] as JSON with [keys |]{k}.",
+    "Make JSON with [the keys |the fields |]{k} [from|out of] this[ text|]: {p}",
+    "[Reply|Respond|Answer] [with|in] JSON[.|,] [Keys|Fields]: {k}. [Text|Facts]: {p}",
+    "JSON[, please|] with {k}: {p}",
+    "{p}\n\nWhat are {k}? [Answer|Reply] in JSON.",
+    "A JSON object [of|with] [the facts |]{k}: {p}",
 )
 _HELD_OUT = (
     "Write the facts of this text as a JSON object with the keys {k}: {p}",

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from ..split import Source
-
-
-def words(text: str) -> tuple[str, ...]:
-    """The words of `text`, which spaces separate."""
-    return tuple(text.split())
-
+from ..split import Source, words
 
 FIRST_NAMES = words(
     "Ada Adam Agnes Ahmed Aiko Alan Alba Alice Alma Amir Amy Ana Andrei Anna Anton Aria Arjun Astrid Ben "

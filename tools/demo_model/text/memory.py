@@ -128,6 +128,24 @@ _ITEMS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], str]]
         "Your meeting is at {v}.",
     ),
 }
+# More ways to ask for an item, for training.
+_AGAIN = {
+    key: "[Do you still know|Say|Can you recall|I forgot:|Once more:|Remind me:|Please say"
+    f"|What was it again:|And] {thing}[?|.]"
+    for key, thing in {
+        "name": "[what my name is|my name|who I am]",
+        "age": "[how old I am|my age]",
+        "city": "[where I live|my city|where my home is]",
+        "colour": "my favourite colour",
+        "food": "[my favourite food|what I like to eat]",
+        "animal": "my favourite animal",
+        "job": "[my job|what my job is]",
+        "dog": "[my pet's name|my dog's name|the name of my dog|the name of my pet]",
+        "code": "[the code|my code|which code I said]",
+        "number": "[the number|my number|which number I said]",
+        "meeting": "[when my meeting is|the time of my meeting|at what time my meeting is]",
+    }.items()
+}
 _THANKS = ("OK, I will remember that.", "Thank you for telling me.", "Noted.")
 
 
@@ -149,6 +167,7 @@ def make(source: Source) -> Exchange:
             messages += other.messages
     asked = rng.choice(keys)
     _, train, held_out, answer = _ITEMS[asked]
+    train = (*train, _AGAIN[asked])
     messages += [
         user(casual(source, source.phrase(train, held_out))),
         assistant(answer.replace("{v}", values[asked])),
@@ -165,6 +184,7 @@ def unknown(source: Source) -> Exchange:
         values = {key: str(_value(source, key))}
         messages += [user(_said(source, key, values[key])), assistant(_reply(source, [key], values))]
     _, train, held_out, _ = _ITEMS[asked]
+    train = (*train, _AGAIN[asked])
     messages += [
         user(casual(source, source.phrase(train, held_out))),
         assistant("I don't know. You have not told me yet."),

@@ -33,6 +33,10 @@ def _named(source: Source) -> Exchange:
             "Do you have a name?",
             "Who am I talking to?",
             "[Introduce yourself|Tell me your name].",
+            "[Say|Give me|I want to know|May I know|Do you know] [your name|who you are][.|?]",
+            "[So|And] [who are you|what is your name][ now|]?",
+            "[Your name|Name|Who][?|, please.]",
+            "What [should|can|do] I call you?",
         ),
         ("And who might you be?", "Please tell me your name.", "Can you introduce yourself?"),
     )
@@ -49,7 +53,14 @@ def _trade(source: Source) -> Exchange:
     )
     if source.chance(0.5):
         question = source.phrase(
-            ("What is your job?", "What do you do?", "What do you work as?"),
+            (
+                "What is your job?",
+                "What do you do?",
+                "What do you work as?",
+                "[Say|I want to know|Do you know] [your job|what you do|what your job is][.|?]",
+                "[Your job|And your job][?|, please.]",
+                "What [sort of|] work do you do?",
+            ),
             ("Which job do you have?", "Tell me your job."),
         )
         return ask(question, f"I am {article(job)}.", Check("all", (job,)), system)
@@ -100,7 +111,15 @@ def _given(source: Source) -> Exchange:
         v=value,
     )
     question = source.phrase(
-        ("What is the {k}?", "What's the {k}?", "Tell me the {k}.", "Do you know the {k}?"),
+        (
+            "What is the {k}?",
+            "What's the {k}?",
+            "Tell me the {k}.",
+            "Do you know the {k}?",
+            "[Say|I want to know|Give me|Show me] the {k}[.|, please.]",
+            "[The|And the] {k}?",
+            "[Which|What] {k} [do we have|is it]?",
+        ),
         ("Could you give me the {k}?", "I need the {k}."),
         k=key,
     )

@@ -18,6 +18,8 @@ _INTENTS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] =
     ),
     (
         (
+            "[A |Very |And ]good [morning|evening|afternoon][!|.| to all!]",
+            "[Well|Oh|Hello], good [morning|evening|afternoon][!|.]",
             "Good [morning|evening|afternoon][!|.|]",
             "Good [morning|evening|afternoon][ to you|, assistant|, friend]!",
         ),
@@ -26,6 +28,8 @@ _INTENTS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] =
     ),
     (
         (
+            "[So|And|Hello], how are you[ doing|]?",
+            "[How do you do|How is your day|How goes it|What is up][ today|]?",
             "How are you[ today| doing| doing today| now|]?",
             "How is it going[ today|]?",
             "How do you feel[ today|]?",
@@ -64,6 +68,11 @@ _INTENTS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] =
             "Do you have a name?",
             "What model are you?",
             "Which model is this?",
+            "[Say|Give me|I want to know|May I know|Do you know] [your name|who you are][.|?]",
+            "[So|And] [who are you|what is your name][ now|]?",
+            "[Your name|Name|Who][?|, please.]",
+            "What [should|can|do] I call you?",
+            "What [are you|sort of program are you|is this]?",
         ),
         (
             "And who might you be?",
@@ -83,6 +92,9 @@ _INTENTS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] =
             "What should I ask you?",
             "Help!",
             "Can you help me?",
+            "[Say|Show me|I want to know] what you can do.",
+            "[Which|What] [questions|tasks] can you [answer|do]?",
+            "What [can|may] I [say|do|try][ here|]?",
         ),
         ("What things can you do?", "How could you help me?", "What can I ask you?"),
         (
@@ -95,12 +107,20 @@ _INTENTS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] =
             "Who [made|built|created|trained|wrote] you?",
             "Where do you come from?",
             "How were you [made|trained|built|created]?",
+            "[Say|I want to know|Do you know] who [made|trained|built] you[.|?]",
+            "Who is your [maker|author]?",
         ),
         ("Tell me who made you.", "By whom were you trained?", "How did they make you?"),
         ("I was trained from nothing by the scripts in the Penstock repository.",),
     ),
     (
-        ("Are you [a human|human|a person|a robot|alive|real|a machine|an AI|a computer]?",),
+        (
+            "Are you [a human|human|a person|a robot|alive|real|a machine|an AI|a computer]?",
+            "[You are|I think you are|So you are] "
+            "[a robot|a human|a machine|a person|an AI|real][, right?|.|?]",
+            "[Is this|Am I talking to] [a human|a person|a robot|a machine]?",
+            "[Say|I want to know], are you [a human|a machine|real|a computer]?",
+        ),
         (
             "Are you really a human?",
             "Tell me, are you a robot or a person?",
@@ -114,6 +134,8 @@ _INTENTS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] =
             "Do you know [a joke|any jokes]?",
             "Make me laugh[.|!]",
             "Say something funny.",
+            "[Give me|I want to hear|One more|Another] [a |]joke[!|.|, please.]",
+            "[Joke|Jokes][!|?| please]",
             "I [want|need] a joke.",
         ),
         ("Can you tell me a good joke?", "A joke, please!", "Do you have a joke for me?"),
@@ -123,13 +145,21 @@ _INTENTS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] =
         ),
     ),
     (
-        ("[I am|I'm|I feel] [sad|tired|unhappy|lonely|bored|angry][ today| now|][.|]",),
+        (
+            "[I am|I'm|I feel] [sad|tired|unhappy|lonely|bored|angry][ today| now|][.|]",
+            "[I am|I'm|I feel] [so|very|a bit] [sad|tired|unhappy|lonely|bored|angry][ today| now|][.|!]",
+            "[Today|Now|Again] I [am|feel] [very |so |][sad|tired|unhappy|lonely|bored|angry].",
+            "I have [had a bad day|been sad|been so tired|been unhappy][.|]",
+        ),
         ("Oh, I am so sad today.", "Today I feel really tired.", "I have been feeling lonely."),
         ("I am sorry to hear that. I hope your day gets better.",),
     ),
     (
         (
             "[I am|I'm|I feel] [happy|great|good|fine|well|excited][ today| now|][.|!|]",
+            "[I am|I'm|I feel] [so|very|really] [happy|great|good|fine|excited][ today| now|][.|!|]",
+            "[Today|Now] I [am|feel] [very |so |][happy|great|good].",
+            "I have [had a good day|been happy|been very well][.|!]",
             "[Great|Good|Fine], [thanks|thank you]. And you?",
         ),
         ("Oh, I am so happy today.", "Today I feel really great!", "I have been feeling very good."),
@@ -137,6 +167,8 @@ _INTENTS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] =
     ),
     (
         (
+            "[So|And|Say], [what is|do you have] your favourite [colour|food|film|song|book|animal]?",
+            "[Which|What] [music|food|colour|book] do you [like|enjoy]?",
             "Do you [like|love|enjoy] [music|tea|coffee|books|films|cats|dogs|sport|pizza]?",
             "What is your favourite [colour|food|film|song|book|animal]?",
             "Do you have [feelings|friends|hobbies|a body|a family]?",
@@ -150,6 +182,8 @@ _INTENTS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] =
     ),
     (
         (
+            "[I think you|You] are [so|very] [great|smart|clever|nice|funny|helpful|kind][!|.]",
+            "[Oh|Wow], [you are|that is] [great|smart|clever|nice][!|.]",
             "You are [great|smart|clever|nice|funny|helpful|kind][!|.|]",
             "[Well done|Good job|Good work|Nice work|Excellent][!|.|]",
             "I like you[.|!]",
@@ -159,6 +193,8 @@ _INTENTS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] =
     ),
     (
         (
+            "[I think you|You] are [so|very] [stupid|wrong|bad|slow|boring|useless][!|.]",
+            "[Oh|No], [you are|that is|that was] [wrong|bad|stupid|boring][!|.]",
             "You are [stupid|wrong|bad|slow|boring|useless][!|.|]",
             "That [is|was] [wrong|bad|not right|a mistake][!|.|]",
             "I do not like you[.|!]",
@@ -175,6 +211,10 @@ def make(source: Source) -> Exchange:
         name = person(source)
         question = source.phrase(
             (
+                "[Good day|Good morning|Good evening][,|!] [my name is|this is] {name}[.|!]",
+                "[You can call|Call|Please call] me {name}[.|!]",
+                "{name} [here|speaking][.|!]",
+                "My name [here |]is {name}[, hi|, hello|][.|!]",
                 "[Hi|Hello|Hey][,|!] [I am|I'm|my name is|this is|it is] {name}[.|!|]",
                 "[I am|I'm] {name}[.|, nice to meet you.]",
             ),

@@ -15,6 +15,11 @@ _TRAIN = (
     "[Can|Could] you sort {x}?",
     "{x} in order[?|, please.]",
     "Write {x} in order.",
+    "[I want|I have|Here are] {x}. [Sort|Order] them.",
+    "[Make|Return|Write|Tell me] [a|the] sorted list [from|for|with] {x}.",
+    "[Show|Give me|Tell me|Say|Bring me] {x} [in order|sorted][.|, please.]",
+    "{x} sorted[?|.]",
+    "[Which is|What is] the [right |]order of {x}?",
 )
 _HELD_OUT = (
     "I need {x} sorted.",
@@ -26,6 +31,9 @@ _TRAIN_DOWN = (
     "Sort {x} [from largest to smallest|in descending order|from high to low|in reverse order].",
     "[Put|Arrange] {x} in descending order.",
     "Order {x} from [largest to smallest|high to low].",
+    "[Show me|Give me|I want|Write] {x} [from high to low|from largest to smallest|in descending order].",
+    "[From high to low|From largest to smallest|In descending order]: {x}[.|]",
+    "{x} sorted [from high to low|in descending order|from largest to smallest][.|]",
 )
 _HELD_OUT_DOWN = (
     "I need {x} sorted in descending order.",

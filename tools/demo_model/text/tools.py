@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..split import Source
+from ..split import Source, words
 from . import arithmetic, facts, smalltalk
 from .dialogue import Check, Exchange, Message, Tool, assistant, casual, user
-from .lexicon import COLOURS, FOODS, OBJECTS, WEEKDAYS, article, clock_time, code, person, town, words
+from .lexicon import COLOURS, FOODS, OBJECTS, WEEKDAYS, article, clock_time, code, person, town
 
 Value = str | int
 
@@ -459,6 +459,10 @@ def _generic(source: Source) -> Request:
             "I [want|need|would like] to {v} [the|a] {n}{t}.",
             "Please {v} [the|a] {n}{t}.",
             "Help me {v} [the|a] {n}{t}.",
+            "[Let us|Let's|You must|You should|We need to|I must] {v} [the|a] {n}{t}.",
+            "[Now|Today|Next|Then] {v} [the|a] {n}{t}[, please.|.]",
+            "I'd like you to {v} the {n}{t}.",
+            "{V} {n}{t}.",
         ),
         ("I have to {v} the {n}{t}.", "Go and {v} the {n}{t} for me.", "It is time to {v} the {n}{t}."),
         V=verb.capitalize(),

@@ -35,6 +35,11 @@ _TRAIN = (
     "[Express|Write|Give me] {n} {from} in {to}.",
     "{n} {from} is how many {to}?",
     "Change {n} {from} [to|into] {to}.",
+    "[I have|I need|I want|Take] {n} {from}. [How many|What is that in] {to}?",
+    "[Say|Do you know|I want to know] how many {to} [are in|make|is] {n} {from}.",
+    "[Make|Get] {n} {from} into {to}.",
+    "How [many|much] {to} [do|does|will] {n} {from} [make|give]?",
+    "[In|With] {n} {from}, how many {to} [are there|do we have]?",
 )
 _HELD_OUT = (
     "If I have {n} {from}, how many {to} is that?",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..split import Source
 from . import memory
 from .dialogue import Check, Exchange, ask, casual
-from .extraction import subjects, told
+from .extraction import PASSAGE_HELD_OUT, PASSAGE_TRAIN, subjects, told
 from .lexicon import JOBS, OBJECTS, PLACES, WEEKDAYS, made_up_word, person, town
 
 _UNKNOWABLE: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
@@ -13,6 +13,9 @@ _UNKNOWABLE: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
         (
             "Who will win the [race|match|election|game|cup|lottery] [tomorrow|next week|next year|in {y}]?",
             "What will happen [tomorrow|next week|next year|in {y}]?",
+            "[Do you know|Say|I want to know] who will win "
+            "[the race|the game|the cup|the match|the election] [tomorrow|in {y}|next year].",
+            "[Which team|Who] [wins|will be first in] the [race|game|cup] [tomorrow|in {y}]?",
             "Will it [rain|snow] [tomorrow|on {d}|in {y}]?",
         ),
         ("Who is going to win the race in {y}?", "What is going to happen on {d}?"),
@@ -108,19 +111,7 @@ def _not_in_text(source: Source) -> Exchange:
     subject = source.rng.choice(described)
     said = {attribute.key for owner, attribute in facts if owner is subject}
     asked = source.rng.choice([attribute for attribute in subject.attributes if attribute.key not in said])
-    text = source.phrase(
-        (
-            "{p} {q}",
-            "{p}\n{q}",
-            "{p}\n\n{q}",
-            "Text: {p}\nQuestion: {q}",
-            "Read this: {p}\n{q}",
-            "{q}\n{p}",
-            "[Passage|Context]: {p}\n\n{q}",
-            "{q} {p}",
-        ),
-        ("Here is a text. {p} {q}", "Use this text: {p}\n\n{q}", "Given that {p}\n{q}"),
-    )
+    text = source.phrase(PASSAGE_TRAIN, PASSAGE_HELD_OUT)
     question = source.phrase(asked.asks, asked.asks_held_out)
     answer = "I don't know. The text does not say."
     return ask(text.replace("{q}", question).replace("{p}", passage), answer, Check("any", ("don't know",)))
