@@ -118,6 +118,8 @@ class EngineCore:
 
     def _finish_oldest(self) -> None:
         step = self._in_flight.popleft()
+        while not step.handle.wait(STATUS_INTERVAL_S):
+            self._send_status()  # a long step is not a silent engine
         try:
             result = step.handle.result()
         except Exception as error:

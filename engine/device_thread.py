@@ -23,6 +23,13 @@ class Promise(Generic[T]):
         self._value: T | None = None
         self._error: BaseException | None = None
 
+    def wait(self, timeout_s: float) -> bool:
+        """Whether there is an outcome, after at most `timeout_s`."""
+        if not self._done.acquire(timeout=timeout_s):
+            return False
+        self._done.release()
+        return True
+
     def result(self) -> T:
         """Wait for the outcome; raises what the work raised."""
         with self._done:

@@ -16,7 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from ..scheduler.messages import ITERATION_TOKENS_BUCKETS, EngineLoad, EngineStatus
-from .link import Engine, EngineLink
+from .engines import Engine
+from .link import EngineLink
 from .metrics import COUNTERS, GAUGES, HISTOGRAMS, Metrics
 from .processes import FamilyUsage
 

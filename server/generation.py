@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +13,8 @@ from starlette.types import Receive
 from .link import EngineLink
 from .metrics import Metrics
 from .sequence import Failure, Sequence
+
+log = logging.getLogger(__name__)
 
 
 class ClientGone(Exception):
@@ -56,6 +60,7 @@ class Generation:
         self._done.add_done_callback(consume)
         self.sequences: list[Sequence] = []
         self.client_gone = False
+        self.log_as: str | None = None  # the id under which its end is logged; None = not at all
         self.counts_output = True  # False if what is generated is not part of the answer
 
     @asynccontextmanager
@@ -64,6 +69,7 @@ class Generation:
 
         Meanwhile the client is watched: when it leaves, the waiting side gets `ClientGone` at once.
         """
+        began = time.monotonic()
         self._open = len(self.sequences)
         self._metrics.request_began(self._choices_per_prompt, max_tokens)
         watcher = asyncio.create_task(self._watch(receive))
@@ -79,6 +85,8 @@ class Generation:
             if self.client_gone:
                 self._metrics.client_left(len(unfinished))
             self._metrics.request_ended()
+            if self.log_as is not None:
+                self._log(time.monotonic() - began)
 
     async def finished(self) -> None:
         """Until all sequences are complete. Raises `GenerationFailed` or `ClientGone`."""
@@ -104,6 +112,16 @@ class Generation:
             sum(len(sequence.prompt) for sequence in heads),
             sum(len(sequence.output) for sequence in self.sequences) if self.counts_output else 0,
             sum(sequence.cached_tokens for sequence in heads),
+        )
+
+    def _log(self, seconds: float) -> None:
+        usage = self.usage()
+        failed = self._done.done() and self._done.exception() is not None
+        end = "client left" if self.client_gone else "failed" if failed else "done"
+        log.info(
+            "request %s %s: %d choices, %d prompt tokens (%d cached), %d output tokens, %.3f s",
+            *(self.log_as, end, len(self.sequences)),
+            *(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens, seconds),
         )
 
     async def _watch(self, receive: Receive) -> None:

@@ -12,7 +12,6 @@ import random
 import time
 from array import array
 from collections.abc import Callable, Iterable
-from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 import zmq
@@ -22,8 +21,6 @@ from ..scheduler.messages import (
     Control,
     ControlReply,
     EngineInfo,
-    EngineLoad,
-    EngineState,
     EngineStatus,
     FamilyStatus,
     Finish,
@@ -39,6 +36,7 @@ from ..scheduler.messages import (
     decode_to_frontend,
     encode,
 )
+from .engines import Condition, Engine, condition
 from .metrics import Metrics
 from .sequence import Failure, Sequence
 
@@ -48,56 +46,8 @@ SUPERVISOR = b"supervisor"
 MAX_MESSAGES_AT_ONCE = 64
 CONTROL_TIMEOUT_S = 10.0
 SERVING_RETRY_S = 0.05
-SILENCE_LIMIT_S = 30.0  # statuses come every second between steps; a long step delays them
-Availability: TypeAlias = Literal["loading", "ready", "restarting", "failed", "draining"]
 NO_FINISH: dict[int, Finish] = {}
 NO_LOGPROBS: dict[int, TokenLogprobs] = {}
-
-
-class Condition(NamedTuple):
-    """Can requests be served? `detail` says how far a start is, or why not."""
-
-    state: Availability
-    detail: str
-
-
-class Engine:
-    """What is known of one engine; `identity` is None while none of its incarnations lives."""
-
-    __slots__ = (
-        "assigned",
-        "detail",
-        "engine_id",
-        "identity",
-        "incarnation",
-        "info",
-        "load",
-        "retired",
-        "seen_at",
-        "state",
-    )
-
-    def __init__(self, engine_id: int) -> None:
-        self.engine_id = engine_id
-        self.incarnation: int | None = None
-        self.identity: bytes | None = None
-        self.state: EngineState = "loading"
-        self.detail = ""
-        self.info: EngineInfo | None = None
-        self.load = EngineLoad()
-        self.assigned: dict[int, Sequence] = {}
-        self.retired: set[int] = set()
-        self.seen_at = 0.0
-
-    def retire(self) -> list[Sequence]:
-        """Its present incarnation is gone; returns the sequences it had."""
-        if self.incarnation is not None:
-            self.retired.add(self.incarnation)
-        self.incarnation = None
-        self.identity = None
-        orphans = list(self.assigned.values())
-        self.assigned = {}
-        return orphans
 
 
 class EngineLink:
@@ -157,17 +107,7 @@ class EngineLink:
     def condition(self) -> Condition:
         if self.draining:
             return Condition("draining", "the server is shutting down")
-        engines = self._engines.values()
-        ready = [engine for engine in engines if engine.state == "ready"]
-        if ready:
-            silence_s = time.monotonic() - max(engine.seen_at for engine in ready)
-            if silence_s < SILENCE_LIMIT_S:
-                return Condition("ready", "")
-            return Condition("restarting", f"no word from the engine for {silence_s:.0f} s")
-        if engines and all(engine.state == "failed" for engine in engines):
-            return Condition("failed", next(engine.detail for engine in engines))
-        detail = next((engine.detail for engine in engines if engine.detail), "")
-        return Condition("restarting" if self._was_ready else "loading", detail or "waiting for the engine")
+        return condition(self.engines, was_ready=self._was_ready)
 
     @property
     def info(self) -> EngineInfo | None:
@@ -192,12 +132,12 @@ class EngineLink:
         self._announce()
 
     def _announce(self) -> None:
-        if self._serving is None or not self._was_ready:
+        if self._serving is None or not self._was_ready or self._socket.closed:
             return
         if self._send(SUPERVISOR, self._serving):
             self._serving = None
         else:
-            self._later(SERVING_RETRY_S, self._announce)
+            self._loop.call_later(SERVING_RETRY_S, self._announce)
 
     # -------------------------------------------------------------------------------------------- sequences out
 
@@ -292,12 +232,14 @@ class EngineLink:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
             return False
-        # Sending may swallow the edge on which the reader waits (ZMQ_FD is edge-triggered).
-        events = self._socket.getsockopt(zmq.EVENTS)
-        assert isinstance(events, int)
-        if events & zmq.POLLIN:
-            self._loop.call_soon(self._receive)
-        return True
+        else:
+            return True
+        finally:
+            # Sending, also in vain, may swallow the edge on which the reader waits (ZMQ_FD is edge-triggered).
+            events = self._socket.getsockopt(zmq.EVENTS)
+            assert isinstance(events, int)
+            if events & zmq.POLLIN:
+                self._loop.call_soon(self._receive)
 
     def _later(self, delay_s: float, call: Callable[[], None]) -> None:
         def run() -> None:

@@ -40,6 +40,7 @@ class Family:
     services: Services
     drain: Callable[[], None]
     ended: threading.Event
+    loop: asyncio.AbstractEventLoop
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -133,7 +134,9 @@ def family(
         fake = FakeEngine([config.endpoint], vocab_size=tokenizer.get_vocab_size(), **(engine or {}))
         supervisor = FakeSupervisor(config.endpoint)
         client = httpx.Client(base_url=url, timeout=LIMIT_S)
-        running = Family(url, config.endpoint, fake, supervisor, client, tokenizer, services, drain, ended)
+        running = Family(
+            url, config.endpoint, fake, supervisor, client, tokenizer, services, drain, ended, loop
+        )
         if wait:
             fake.start()
             wait_until(lambda: client.get("/ready").status_code == 200, "the front end to be ready")

@@ -127,6 +127,7 @@ def add_sequences(
     seed = services.sampling.seed() if own_seed is None else own_seed
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     priority = request_priority(scope, request)
+    generation.log_as = scope[REQUEST_ID] if services.config.log_requests else None
     if params.max_tokens == 0:
         params = replace(params, max_tokens=1)
         generation.counts_output = False

@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...scheduler.messages import FinishReason, SamplingParams
+from ..engines import Engine
 from ..exposition import CONTENT_TYPE, Exposition
 from ..generation import ClientGone, Generation, GenerationFailed
-from ..link import Engine
 from ..metrics import Metrics
 from ..sequence import Failure, Sequence, TokenLogprob
 from ..services import Services

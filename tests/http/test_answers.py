@@ -446,6 +446,18 @@ def test_probes_and_administration(served: Family) -> None:
     assert served.client.request("HEAD", "/health").status_code == 200
 
 
+def test_finished_requests_are_logged_on_request(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="penstock"), family(log_requests=True) as served:
+        body = {"prompt": "Hello", "max_tokens": 3, "n": 2}
+        assert (
+            served.client.post("/v1/completions", json=body, headers={"X-Request-Id": "r7"}).status_code
+            == 200
+        )
+    (line,) = [line for line in caplog.messages if "r7" in line]
+    assert "done: 2 choices" in line
+    assert "6 output tokens" in line
+
+
 def test_browsers_of_allowed_origins_may_call() -> None:
     with family(allowed_origins=["https://a.example"], api_keys=["k"]) as guarded:
         asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}

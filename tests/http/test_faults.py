@@ -18,7 +18,7 @@ import pytest
 import zmq
 from fake_engine import FakeEngine, FakeSupervisor
 from http_family import LIMIT_S, Family, family, front_end_config, metric, wait_until
-from penstock.scheduler.messages import Rejected, StepOutput, Submit, encode
+from penstock.scheduler.messages import Rejected, Serving, StepOutput, Submit, encode
 from tiny_tokenizer import write_model
 
 TEXT = "/v1/completions"
@@ -208,6 +208,24 @@ def test_undecodable_and_misshapen_messages_are_dropped(served: Family) -> None:
     assert served.client.post(TEXT, json=body()).json()["choices"][0]["text"] == served.text(
         served.ids("Hello"), 30
     )
+
+
+def test_sending_in_vain_does_not_swallow_what_arrives(served: Family) -> None:
+    """The socket's descriptor tells of new messages once; any other use of the socket may eat that news."""
+    link, loop = served.services.link, served.loop
+    busy = True
+
+    def send_to_nobody() -> None:
+        link._send(b"nobody", Serving(0, {}))
+        if busy:
+            loop.call_soon(send_to_nobody)
+
+    loop.call_soon_threadsafe(send_to_nobody)
+    try:
+        for _ in range(10):
+            assert served.client.post(TEXT, json=body(max_tokens=5)).status_code == 200
+    finally:
+        busy = False
 
 
 # --------------------------------------------------------------------------------------------------------------- limits

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import time
 from collections import deque
@@ -136,7 +137,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train, with a checkpoint every few minutes, and export at the end."""
+    """Train, with a checkpoint every few minutes and when terminated, and export at the end."""
     args = parse()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -158,9 +159,11 @@ def main() -> None:
         model.model.compile(dynamic=False)
     packers = [Packer(tokenizer, args.seed, (SHORT_ROWS, rows)) for rows in (LONG_ROWS, LONGEST_ROWS)]
     tokens = sum(rows * length for rows, length in (SHORT_ROWS, LONG_ROWS))
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     saved_at = time.monotonic()
     smooth = 0.0
-    while budget.progress() < 1.0:
+    while budget.progress() < 1.0 and not stopping:
         began = time.monotonic()
         step = budget.done_steps
         rows = packers[step % 4 == 3].step(step)
@@ -173,10 +176,10 @@ def main() -> None:
                 f"step {step} loss {smooth:.4f} {rate:.0f} tokens/s progress {budget.progress():.4f}",
                 flush=True,
             )
-        if time.monotonic() - saved_at > args.save_every or budget.progress() >= 1.0:
+        if time.monotonic() - saved_at > args.save_every or budget.progress() >= 1.0 or stopping:
             save(checkpoint, model, opts, budget)
             saved_at = time.monotonic()
-    if args.out:
+    if args.out and not stopping:
         export(args.work, args.out)
 
 
