@@ -26,7 +26,7 @@ def serve(arguments: list[str]) -> int:
 
 
 def chat(arguments: list[str]) -> int:
-    from .chat import main
+    from .chat.cli import main
 
     return main(arguments)
 

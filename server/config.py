@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from ..scheduler.messages import Device, DType, KVEventsConfig, LoadFormat, Policy
-from .values import Option, count, size
+from .options.values import Option, count, size
 
 DEFAULT_PORT = 8000
 Positive: TypeAlias = Annotated[int, Meta(ge=1)]

@@ -18,16 +18,16 @@ import uvloop
 
 from .. import __version__
 from ..scheduler.messages import EngineStatus, Serving
-from .app import build_app
 from .config import FrontEndConfig
-from .exposition import Exposition
-from .http_server import HttpServer, inherited_socket
+from .http.app import build_app
+from .http.server import HttpServer, inherited_socket
 from .logs import set_up_logging
-from .processes import FamilyUsage
-from .sequence import Failure
+from .metrics.exposition import Exposition
+from .metrics.processes import FamilyUsage
+from .metrics.stats_line import StatsLine
+from .requests.sequence import Failure
 from .services import Services, build_services
-from .stats_line import StatsLine
-from .tokenizer import TokenizerError
+from .text.tokenizer import TokenizerError
 
 log = logging.getLogger(__name__)
 

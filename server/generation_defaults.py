@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from .tokenizer import TokenizerError, read_json
+from .text.tokenizer import TokenizerError, read_json
 
 
 class GenerationDefaults(Struct, frozen=True, kw_only=True):

@@ -15,14 +15,14 @@ import msgspec
 
 from .. import __version__
 from ..scheduler.messages import EngineConfig
-from .child import ChildSpec
 from .config import FrontEndConfig, ServeConfig
-from .listening import ListenError, listen, url
+from .family.child import ChildSpec
+from .family.listening import ListenError, listen, url
+from .family.runtime_dir import runtime_dir
+from .family.supervisor import EXIT_BAD_CONFIGURATION, EXIT_FAILED, Family, Limits, Supervisor
 from .logs import set_up_logging
 from .model_files import DEMO_DIR, ModelError, ModelFiles, resolve
-from .options import HelpWanted, OptionError, Parsed, parse
-from .runtime_dir import runtime_dir
-from .supervisor import EXIT_BAD_CONFIGURATION, EXIT_FAILED, Family, Limits, Supervisor
+from .options.parse import HelpWanted, OptionError, Parsed, parse
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def serve(arguments: Sequence[str]) -> int:
         files = resolve(parsed.config.model)
         listener = listen(parsed.config.server)
     except HelpWanted:
-        from .reference import help_text
+        from .options.reference import help_text
 
         print(help_text(), end="")
         return 0

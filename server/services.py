@@ -10,10 +10,10 @@ from ..scheduler.messages import EngineInfo
 from .api.sampling import Sampling, SeedSource
 from .config import FrontEndConfig
 from .generation_defaults import eos_token_ids, load_defaults
-from .link import EngineLink
-from .metrics import Metrics
-from .template import ChatTemplate, load_template
-from .tokenizer import Tokenizer
+from .metrics.catalogue import Metrics
+from .requests.link import EngineLink
+from .text.template import ChatTemplate, load_template
+from .text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,10 +31,10 @@ def note(folder: Path, line: str) -> None:
 
 
 def run_supervisor(folder: Path, settings: dict) -> int:
-    from penstock.server.child import ChildSpec
+    from penstock.server.family.child import ChildSpec
+    from penstock.server.family.runtime_dir import runtime_dir
+    from penstock.server.family.supervisor import Family, Limits, Supervisor
     from penstock.server.logs import set_up_logging
-    from penstock.server.runtime_dir import runtime_dir
-    from penstock.server.supervisor import Family, Limits, Supervisor
 
     set_up_logging("supervisor", "info")
     with runtime_dir() as directory:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.types import Receive, Scope
 
-from ..generation import ClientGone
+from ..requests.generation import ClientGone
 from .errors import ApiError, bad_request, shown
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from ...scheduler.messages import EngineInfo
-from ..generation import Generation
+from ..requests.generation import Generation
 from ..services import Services
 from .collected import CollectedChoice, send_whole, wait_for_all
 from .conversation import render

@@ -8,8 +8,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ...scheduler.messages import FinishReason
-from ..generation import ClientGone, Generation, GenerationFailed
-from ..sequence import Failure, TokenLogprob
+from ..requests.generation import ClientGone, Generation, GenerationFailed
+from ..requests.sequence import Failure, TokenLogprob
 from .errors import from_failure
 from .streams import Envelope, encode
 

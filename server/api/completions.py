@@ -11,8 +11,8 @@ from msgspec import Meta
 from starlette.types import Receive, Scope, Send
 
 from ...scheduler.messages import EngineInfo
-from ..generation import Generation
-from ..sequence import Sink
+from ..requests.generation import Generation
+from ..requests.sequence import Sink
 from ..services import Services
 from .body import decode
 from .collected import CollectedChoice, send_whole, wait_for_all

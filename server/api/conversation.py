@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from ..template import ChatTemplate, TemplateError
+from ..text.template import ChatTemplate, TemplateError
 from .body import convert
 from .errors import bad_request, shown
 from .protocol import ChatRequest, Message, TokenizeRequest, Tool

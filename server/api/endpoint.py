@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from starlette.types import Receive, Scope
 
 from ...scheduler.messages import EngineInfo
-from ..generation import Generation
-from ..sequence import Failure, Sequence, Sink
+from ..requests.generation import Generation
+from ..requests.sequence import Failure, Sequence, Sink
 from ..services import Services
 from .body import decode, read_body, refuse_duplicates
 from .errors import ApiError, bad_request, from_failure, shown, unavailable

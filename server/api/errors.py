@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..sequence import Failure
+from ..requests.sequence import Failure
 
 TYPES = {
     400: "invalid_request_error",

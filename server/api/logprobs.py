@@ -6,9 +6,9 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
-from ..detokenizer import Detokenizer
-from ..sequence import TokenLogprob
-from ..tokenizer import Tokenizer
+from ..requests.sequence import TokenLogprob
+from ..text.detokenizer import Detokenizer
+from ..text.tokenizer import Tokenizer
 
 FLOOR = -9999.0  # JSON has no -inf
 

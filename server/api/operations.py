@@ -13,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...scheduler.messages import FinishReason, SamplingParams
-from ..engines import Engine
-from ..exposition import CONTENT_TYPE, Exposition
-from ..generation import ClientGone, Generation, GenerationFailed
-from ..metrics import Metrics
-from ..sequence import Failure, Sequence, TokenLogprob
+from ..metrics.catalogue import Metrics
+from ..metrics.exposition import CONTENT_TYPE, Exposition
+from ..requests.engines import Engine
+from ..requests.generation import ClientGone, Generation, GenerationFailed
+from ..requests.sequence import Failure, Sequence, TokenLogprob
 from ..services import Services
 from .endpoint import check_serving
 from .errors import from_failure, unavailable

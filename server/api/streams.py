@@ -13,11 +13,11 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from ...scheduler.messages import FinishReason
-from ..events import DONE, EventStream
-from ..generation import ClientGone, Generation, GenerationFailed
-from ..link import EngineLink
-from ..metrics import Metrics
-from ..sequence import Failure, TokenLogprob
+from ..http.events import DONE, EventStream
+from ..metrics.catalogue import Metrics
+from ..requests.generation import ClientGone, Generation, GenerationFailed
+from ..requests.link import EngineLink
+from ..requests.sequence import Failure, TokenLogprob
 from .errors import error_body, from_failure
 from .logprobs import CompletionLogprobs
 from .protocol import GenerationRequest

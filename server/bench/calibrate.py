@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from ..http_client import HttpClient
+from ..client.http import HttpClient
 from .load import send
 from .records import Live, Record
 

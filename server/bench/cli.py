@@ -17,8 +17,8 @@ from typing import TextIO
 import msgspec
 import uvloop
 
-from ..http_client import ClientError, HttpClient
-from ..stream_chunks import error_text
+from ..client.chunks import error_text
+from ..client.http import ClientError, HttpClient
 from . import report
 from .arrivals import arrival_times
 from .calibrate import Limit, measure_limit

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..http_client import ClientError, Disconnected, HttpClient, Malformed, Unreachable
+from ..client.http import ClientError, Disconnected, HttpClient, Malformed, Unreachable
 from .arrivals import ArrivalClock
 from .datasets import Conversation, Item, Message, Prompt
 from .records import Live, Record, StreamRecorder

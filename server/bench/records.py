@@ -9,8 +9,8 @@ from time import perf_counter
 
 import msgspec
 
-from ..http_client import EventParser
-from ..stream_chunks import DONE, Usage, decode_chunk, error_text
+from ..client.chunks import DONE, Usage, decode_chunk, error_text
+from ..client.http import EventParser
 
 BAD_FINISH = ("error", "abort")
 

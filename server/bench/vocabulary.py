@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 from tokenizers import Tokenizer
 
-from ..http_client import ClientError, HttpClient
+from ..client.http import ClientError, HttpClient
 
 # Everyday words: most tokenizers hold each as one token, so their ids are tokens of plain text.
 WORDS = (

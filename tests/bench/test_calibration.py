@@ -10,8 +10,8 @@ import pytest
 from penstock.server.bench.calibrate import measure_limit, null_server
 from penstock.server.bench.cli import main
 from penstock.server.bench.load import Endpoint
-from penstock.server.http_client import HttpClient
-from penstock.server.stream_chunks import DONE, decode_chunk
+from penstock.server.client.chunks import DONE, decode_chunk
+from penstock.server.client.http import HttpClient
 
 # (path, max_tokens, tokens that come under a cap of 20)
 CASES = (("/v1/completions", 5, 5), ("/v1/chat/completions", 7, 7), ("/v1/completions", 99, 20))

@@ -24,7 +24,7 @@ from penstock.server.bench.vocabulary import (
     WordVocabulary,
     find_vocabulary,
 )
-from penstock.server.http_client import HttpClient
+from penstock.server.client.http import HttpClient
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 SPECIAL = "<|end|>"

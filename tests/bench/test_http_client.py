@@ -10,7 +10,7 @@ import pytest
 from fake_openai import CLOSE, END, STREAM_HEAD, Gate, Request, event, fake_openai, stream, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock.server.http_client import (
+from penstock.server.client.http import (
     BadStatus,
     Disconnected,
     EventParser,

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import pytest
 from fake_openai import CLOSE, STREAM_HEAD, Answer, Gate, Request, choice, event, fake_openai, stream, whole
-from penstock.server import chat
-from penstock.server.chat_session import ChatFailed, Session
-from penstock.server.http_client import HttpClient
-from penstock.server.own_server import ServerFailed, own_server, serve_command
+from penstock.server.chat import cli as chat
+from penstock.server.chat.own_server import ServerFailed, own_server, serve_command
+from penstock.server.chat.session import ChatFailed, Session
+from penstock.server.client.http import HttpClient
 
 
 def talk(answer: Callable[[Request], Answer], work: Callable[[Session], object], **settings: object):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from penstock.server.config import ServeConfig
-from penstock.server.options import OptionError, by_switch, fields, parse
+from penstock.server.options.parse import OptionError, by_switch, fields, parse
 
 
 def config(*arguments: str) -> ServeConfig:

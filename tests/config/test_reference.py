@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import penstock
-from penstock.server.options import fields
-from penstock.server.reference import headings, help_text, page
+from penstock.server.options.parse import fields
+from penstock.server.options.reference import headings, help_text, page
 
 DOCS = Path(penstock.__file__).resolve().parent / "docs"
 
 
 def test_the_reference_page_is_up_to_date() -> None:
-    """If this fails: `python -m penstock.server.reference > docs/options.md`."""
+    """If this fails: `python -m penstock.server.options.reference > docs/options.md`."""
     assert (DOCS / "options.md").read_text() == page()
 
 

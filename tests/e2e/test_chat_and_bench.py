@@ -7,9 +7,9 @@ import json
 import sys
 
 import psutil
-from penstock.server import chat
+from penstock.server.chat import cli as chat
 from penstock.server.bench.cli import main as bench
-from penstock.server.own_server import own_server, serve_command
+from penstock.server.chat.own_server import own_server, serve_command
 
 
 def test_chat_starts_a_server_that_answers_turns_and_a_load_and_leaves_nothing_behind(

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock.server.detokenizer import Detokenization
-from penstock.server.tokenizer import Tokenizer
+from penstock.server.text.detokenizer import Detokenization
+from penstock.server.text.tokenizer import Tokenizer
 from tiny_tokenizer import byte_level, metaspace, pieces_with_bytes, wordpiece
 from tokenizers import Tokenizer as RustTokenizer
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 import uvloop
 from http_family import Family, family, wait_until
-from penstock.server.events import PING, EventStream
+from penstock.server.http.events import PING, EventStream
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 

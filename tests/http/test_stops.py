@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from penstock.server.stops import StopStrings
+from penstock.server.text.stops import StopStrings
 
 TEXT = st.text("ab.", max_size=30)
 STOPS = st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=4)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from penstock.server.template import ChatTemplate, TemplateError, find_sources
-from penstock.server.tokenizer import Tokenizer
+from penstock.server.text.template import ChatTemplate, TemplateError, find_sources
+from penstock.server.text.tokenizer import Tokenizer
 from tiny_tokenizer import byte_level
 
 USER = [{"role": "user", "content": "Grüße & <b>"}]

@@ -12,7 +12,7 @@ from penstock.scheduler.messages import EngineConfig, KVEventsConfig
 from penstock.server.config import FrontEndConfig, ModelOptions, ServeConfig
 from penstock.server.launch import describe_family, seconds_since_start
 from penstock.server.model_files import ModelFiles, resolve
-from penstock.server.options import Field, fields, parse
+from penstock.server.options.parse import Field, fields, parse
 
 # options whose effect is outside of what the children are told, with the test that shows it
 ELSEWHERE = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from penstock.server.config import ServerOptions
-from penstock.server.listening import ListenError, listen, url
+from penstock.server.family.listening import ListenError, listen, url
 
 
 def complaint(options: ServerOptions) -> str:

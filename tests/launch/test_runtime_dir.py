@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from penstock.server.runtime_dir import LOCK, runtime_dir
+from penstock.server.family.runtime_dir import LOCK, runtime_dir
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from fake_family import running, start
-from penstock.server.child import LONGEST_BACK_OFF_S, BackOff
+from penstock.server.family.child import LONGEST_BACK_OFF_S, BackOff
 
 
 def left_in(folder) -> list[str]:

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ..scheduler.messages import Finish, FinishReason, FirstToken, SamplingParams, Submit, TokenLogprobs
-from .detokenizer import Detokenizer
-from .metrics import Metrics
-from .stops import StopStrings
+from ...scheduler.messages import Finish, FinishReason, FirstToken, SamplingParams, Submit, TokenLogprobs
+from ..metrics.catalogue import Metrics
+from ..text.detokenizer import Detokenizer
+from ..text.stops import StopStrings
 
 FailureCode: TypeAlias = Literal["queue_full", "invalid", "draining", "engine_failed", "internal", "shutdown"]
 

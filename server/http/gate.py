@@ -10,11 +10,11 @@ import secrets
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .api.endpoint import REQUEST_ID
-from .api.errors import ApiError, error_response, unavailable
-from .api.streams import RAW_SEND
-from .generation import ClientGone
-from .link import EngineLink
+from ..api.endpoint import REQUEST_ID
+from ..api.errors import ApiError, error_response, unavailable
+from ..api.streams import RAW_SEND
+from ..requests.generation import ClientGone
+from ..requests.link import EngineLink
 
 log = logging.getLogger(__name__)
 

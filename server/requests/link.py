@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 import zmq
 
-from ..scheduler.messages import (
+from ...scheduler.messages import (
     Abort,
     Control,
     ControlReply,
@@ -36,8 +36,8 @@ from ..scheduler.messages import (
     decode_to_frontend,
     encode,
 )
+from ..metrics.catalogue import Metrics
 from .engines import Condition, Engine, condition
-from .metrics import Metrics
 from .sequence import Failure, Sequence
 
 log = logging.getLogger(__name__)

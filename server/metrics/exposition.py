@@ -15,10 +15,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from ..scheduler.messages import ITERATION_TOKENS_BUCKETS, EngineLoad, EngineStatus
-from .engines import Engine
-from .link import EngineLink
-from .metrics import COUNTERS, GAUGES, HISTOGRAMS, Metrics
+from ...scheduler.messages import ITERATION_TOKENS_BUCKETS, EngineLoad, EngineStatus
+from ..requests.engines import Engine
+from ..requests.link import EngineLink
+from .catalogue import COUNTERS, GAUGES, HISTOGRAMS, Metrics
 from .processes import FamilyUsage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from ..scheduler.messages import EngineLoad, EngineStatus
+from ...scheduler.messages import EngineLoad, EngineStatus
 
 log = logging.getLogger(__name__)
 

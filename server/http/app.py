@@ -10,15 +10,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from .api.chat import ChatCompletions
-from .api.completions import Completions
-from .api.errors import ApiError, error_response, on_api_error
-from .api.models import Models
-from .api.operations import Operations
-from .api.tokenize import Tokenization
-from .exposition import Exposition
+from ..api.chat import ChatCompletions
+from ..api.completions import Completions
+from ..api.errors import ApiError, error_response, on_api_error
+from ..api.models import Models
+from ..api.operations import Operations
+from ..api.tokenize import Tokenization
+from ..metrics.exposition import Exposition
+from ..services import Services
 from .gate import Gate
-from .services import Services
 
 EXPOSED_HEADERS = ["X-Request-Id", "Retry-After", "x-queue-waiting", "x-queue-limit"]
 

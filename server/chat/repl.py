@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from .chat_session import ChatFailed, Session
+from .session import ChatFailed, Session
 
 PROMPT = "> "
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"

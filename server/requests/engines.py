@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence as Ordered
 from typing import Literal, NamedTuple, TypeAlias
 
-from ..scheduler.messages import EngineInfo, EngineLoad, EngineState
+from ...scheduler.messages import EngineInfo, EngineLoad, EngineState
 from .sequence import Sequence
 
 Availability: TypeAlias = Literal["loading", "ready", "restarting", "failed", "draining"]

@@ -12,12 +12,12 @@ from typing import NoReturn
 
 import msgspec
 
-from .bench.options import OneLineParser, at_least_one, temperature
-from .chat_repl import Repl
-from .chat_session import ChatFailed, Session
-from .http_client import ClientError, HttpClient, Response
+from ..bench.options import OneLineParser, at_least_one, temperature
+from ..client.chunks import error_text
+from ..client.http import ClientError, HttpClient, Response
 from .own_server import ServerFailed, own_server, serve_command
-from .stream_chunks import error_text
+from .repl import Repl
+from .session import ChatFailed, Session
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 

@@ -1,6 +1,6 @@
 """How the options are shown: `penstock serve --help` and the reference page docs/options.md.
 
-`python -m penstock.server.reference > docs/options.md` writes the page.
+`python -m penstock.server.options.reference > docs/options.md` writes the page.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from .config import ServeConfig
-from .options import Field, fields, metavar
+from ..config import ServeConfig
+from .parse import Field, fields, metavar
 
 INDENT = 28
 
@@ -92,7 +92,7 @@ def entry(field: Field, width: int) -> list[str]:
 PAGE_HEAD = """\
 # Options of `penstock serve`
 
-This page is generated from `server/config.py` by `python -m penstock.server.reference > docs/options.md`.
+This page is generated from `server/config.py` by `python -m penstock.server.options.reference > docs/options.md`.
 
     penstock serve [MODEL] [options]
 

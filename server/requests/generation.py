@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 
 from starlette.types import Receive
 
+from ..metrics.catalogue import Metrics
 from .link import EngineLink
-from .metrics import Metrics
 from .sequence import Failure, Sequence
 
 log = logging.getLogger(__name__)

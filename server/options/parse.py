@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from .config import ServeConfig
+from ..config import ServeConfig
 from .contradictions import contradictions
 from .foreign import advice
 from .values import BadValue, Option, boolean, integer, json_object, number

@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from .http_client import BadStatus, ClientError, HttpClient
-from .stream_chunks import DONE, Usage, decode_chunk, error_text
+from ..client.chunks import DONE, Usage, decode_chunk, error_text
+from ..client.http import BadStatus, ClientError, HttpClient
 
 Message: TypeAlias = dict[str, str]
 

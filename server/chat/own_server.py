@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from .lifeline import die_with_parent
+from ..family.lifeline import die_with_parent
 
 READY = re.compile(rb"ready: (https?://[^\s\x1b]+)")
 STOP_LIMIT_S = 30.0

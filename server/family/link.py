@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import zmq
 
-from ..scheduler.messages import FamilyStatus, ToSupervisor, decode_to_supervisor, encode
+from ...scheduler.messages import FamilyStatus, ToSupervisor, decode_to_supervisor, encode
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 
-from .config import ServerOptions
+from ..config import ServerOptions
 
 BACKLOG = 2048
 

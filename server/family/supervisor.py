@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..scheduler.messages import FamilyStatus
+from ...scheduler.messages import FamilyStatus
 from .child import LONGEST_BACK_OFF_S, BackOff, Child, ChildSpec, ChildState, cause
 from .signals import Signals
 
 if TYPE_CHECKING:
-    from .family_link import FamilyLink
+    from .link import FamilyLink
 
 log = logging.getLogger(__name__)
 
@@ -296,6 +296,6 @@ class Supervisor:
 
 def connect(endpoints: Sequence[str], wakeup_fd: int) -> FamilyLink:
     """The link; zmq is loaded only now, while the children already start."""
-    from .family_link import FamilyLink
+    from .link import FamilyLink
 
     return FamilyLink(endpoints, wakeup_fd)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from pathlib import Path
 
-from .config import ServeConfig
+from ..config import ServeConfig
 
 
 def contradictions(config: ServeConfig, given: Set[str]) -> Iterator[str]:

@@ -1,0 +1,1 @@
+"""`penstock chat`: a conversation with a served model in the terminal."""

@@ -1,0 +1,1 @@
+"""How Penstock's own clients speak to an OpenAI-compatible server."""

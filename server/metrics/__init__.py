@@ -1,0 +1,1 @@
+"""What is counted, where the numbers are kept, and how they are shown."""
