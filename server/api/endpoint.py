@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from array import array
 from typing import TypeVar
@@ -20,6 +21,8 @@ from .protocol import GenerationRequest
 from .sampling import check_vocabulary, choice_seed
 from .streams import Envelope
 
+log = logging.getLogger(__name__)
+
 REQUEST_ID = "penstock.request_id"
 PRIORITY_HEADER = b"x-vllm-priority"
 RESTART_RETRY_S = 5.0
@@ -37,6 +40,10 @@ async def read_request(
     body = await read_body(scope, receive, services.config.max_request_bytes)
     request = decode(decoder, body)
     refuse_duplicates(body, names)
+    if log.isEnabledFor(logging.DEBUG):
+        unknown = sorted(set(msgspec.json.decode(body)) - set(names))
+        if unknown:
+            log.debug("passed over unknown fields: %s", ", ".join(shown(name) for name in unknown))
     return request
 
 

@@ -27,8 +27,11 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     continuous_usage_stats: bool | None = None
 
 
-class Refused(Struct, forbid_unknown_fields=True, kw_only=True):
-    """Fields that other servers know and this one cannot honour yet: a 400 unless they ask for nothing."""
+class Refused(Struct, kw_only=True):
+    """Fields that other servers know and this one cannot honour yet: a 400 unless they ask for nothing.
+
+    A field that nobody knows is passed over, as vLLM and SGLang do: clients add notes of their own.
+    """
 
     allowed_token_ids: Any = None
     bad_words: Any = None

@@ -422,6 +422,17 @@ def test_usage_can_follow_every_chunk(served: Family) -> None:
     assert counts[-1] == 4
 
 
+def test_fields_that_nobody_knows_change_nothing(served: Family) -> None:
+    def answer(**more: object) -> str:
+        reply = served.client.post(
+            "/v1/completions", json={**GREEDY, "prompt": "Hi", "max_tokens": 4, **more}
+        )
+        assert reply.status_code == 200
+        return reply.json()["choices"][0]["text"]
+
+    assert answer(unheard_of={"a": [1]}) == answer()
+
+
 def test_request_ids_go_in_and_come_out(served: Family) -> None:
     for given, expected in (("my-id.7", "my-id.7"), ("bad id\t{}", None), ("x" * 200, None)):
         reply = served.client.post(

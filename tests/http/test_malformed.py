@@ -166,10 +166,8 @@ COLLECTIONS = [
     text("cache_salt", cache_salt="x" * 129),
     text("metadata", metadata="x"),
     text("model", model=5),
-    text("messages", messages=MESSAGES),
 ]
 UNSUPPORTED = [
-    text("unheard_of", unheard_of=1),
     text("suffix", suffix="x"),
     text("use_beam_search", use_beam_search=True),
     text("prompt_logprobs", prompt_logprobs=0),
@@ -200,7 +198,6 @@ UNSUPPORTED = [
     chat("prediction", prediction={"type": "content", "content": "x"}),
     chat("modalities", modalities=["text", "audio"]),
     chat("echo", echo=True),
-    chat("prompt", prompt="hi"),
 ]
 CONVERSATIONS = [
     Case(CHAT, {}, "messages"),
