@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 
 from ..kernels.attention.interface import AttentionBatch
-from ..scheduler.plan import Int32, StepPlan
+from ..scheduler.arrays import Int32
+from ..scheduler.plan import StepPlan
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ from ..kernels.attention.interface import AttentionBackend, AttentionSpec
 from ..kernels.interface import Ops
 from ..kernels.reference import TorchOps
 from ..kernels.select import select_attention, select_ops
+from ..scheduler.groups import KVGroup
 from ..scheduler.messages import EngineConfig, EngineInfo
-from ..scheduler.plan import KVGroup
 from ..scheduler.scheduler import SchedulerConfig
 from . import kv_pool
 from .device_thread import DeviceThread

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..scheduler.plan import KVGroup
+from ..scheduler.groups import KVGroup
 from .errors import ConfigurationError
 from .host_memory import lazy_zeros
 from .models.config import ModelConfig

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from ..kernels.attention.interface import AttentionBackend
+from ..scheduler.arrays import Int32
 from ..scheduler.messages import SamplingParams
-from ..scheduler.plan import Int32, RowLogprobs, StepPlan, StepResult
+from ..scheduler.plan import RowLogprobs, StepPlan, StepResult
 from .batch import BatchBuilder
 from .device_thread import DeviceThread, Promise
 from .host_memory import lazy_zeros

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..scheduler.arrays import Int32
 from ..scheduler.messages import SamplingParams
-from ..scheduler.plan import Int32
 
 GREEDY_TEMPERATURE = 1e-5  # at or below it the most likely token is taken
 

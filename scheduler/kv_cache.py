@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .arrays import Int32
+from .groups import KVGroup
 from .pages import PagePool
-from .plan import Int32, KVGroup, PageUpdates
+from .plan import PageUpdates
 from .radix import ABSENT, Node, RadixCache, TreeLog
 from .requests import Request
 

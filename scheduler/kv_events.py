@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from msgspec import Struct
 
-from .plan import KVGroup
+from .groups import KVGroup
 from .radix import ABSENT, Node
 
 MEDIUM_GPU = "GPU"

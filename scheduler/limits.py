@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .groups import KVGroup
 from .messages import Policy
-from .plan import KVGroup
 
 
 class QueueFull(Exception):

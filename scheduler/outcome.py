@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .plan import Int32, RowLogprobs
+from .arrays import Int32
+from .plan import RowLogprobs
 from .requests import Request
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .plan import Bool, Int32
+from .arrays import Bool, Int32
 
 
 class PagePool:

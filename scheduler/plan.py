@@ -1,4 +1,4 @@
-"""What the scheduler hands to the device and gets back: `StepPlan`, `StepResult` and the KV groups they speak of.
+"""What the scheduler hands to the device and gets back: `StepPlan` and `StepResult`.
 
 Order is the contract: the device runs plans strictly in the order they were made, and within a step every row's new
 KV is written (layer by layer) before any row attends. So a page filled by step n may be read by any row of step n or
@@ -8,29 +8,12 @@ later, and a page taken from a request while step n is in flight may be given to
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from .requests import Request
-
-Int32 = npt.NDArray[np.int32]
-Bool = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class KVGroup:
-    """Layers that share one kind of cache, one page table and one rule of what a prefix hit needs.
-
-    `full`: every position is kept. `sliding`: only the last `window` positions are needed, pages behind them are
-    given back. All groups of a model have the same page size; each has its own pool of `num_pages` pages.
-    """
-
-    kind: Literal["full", "sliding"]
-    num_pages: int
-    window: int | None = None  # keys a query sees, itself included
+from .arrays import Bool, Int32
+from .requests import Request
 
 
 @dataclass(slots=True)

@@ -21,8 +21,9 @@ from typing import Protocol
 
 import numpy as np
 
+from .arrays import Int32
+from .groups import KVGroup
 from .pages import PagePool
-from .plan import Int32, KVGroup
 
 ABSENT = -1
 _PAGE_BITS = 32

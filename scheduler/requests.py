@@ -7,8 +7,8 @@ from enum import Enum
 
 import numpy as np
 
+from .arrays import Int32
 from .messages import FinishReason, SamplingParams
-from .plan import Int32
 from .radix import Node
 
 

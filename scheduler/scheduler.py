@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .arrays import Bool, Int32
 from .kv_cache import Hit, KVCache
 from .kv_events import KVEventLog, KVEventPublisher
 from .limits import QueueFull, RequestTooLong, SchedulerConfig
 from .messages import EngineLoad, FinishReason
 from .outcome import StepOutcome, undelivered_scores
-from .plan import Bool, Int32, RowLogprobs, SlotInit, StepPlan, StepResult
+from .plan import RowLogprobs, SlotInit, StepPlan, StepResult
 from .policies import POLICIES
 from .requests import Request, State
 from .slots import Phase, SlotTable

@@ -9,7 +9,7 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from .plan import Bool, Int32
+from .arrays import Bool, Int32
 from .requests import Request
 
 _NARROW = 16  # stop ids per slot that are compared vectorised; requests with more are looked up one by one

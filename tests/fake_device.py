@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from penstock.scheduler.groups import KVGroup
 from penstock.scheduler.messages import SamplingParams
-from penstock.scheduler.plan import KVGroup, RowLogprobs, StepPlan, StepResult
+from penstock.scheduler.plan import RowLogprobs, StepPlan, StepResult
 from penstock.scheduler.requests import Request
 from penstock.scheduler.scheduler import Scheduler
 

@@ -7,9 +7,10 @@ from collections import defaultdict, deque
 
 import numpy as np
 from fake_device import FakeDevice
+from penstock.scheduler.groups import KVGroup
 from penstock.scheduler.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEvent
 from penstock.scheduler.messages import SamplingParams
-from penstock.scheduler.plan import KVGroup, StepPlan, StepResult
+from penstock.scheduler.plan import StepPlan, StepResult
 from penstock.scheduler.requests import Request
 from penstock.scheduler.scheduler import Scheduler, SchedulerConfig, StepOutcome
 

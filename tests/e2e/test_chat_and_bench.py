@@ -7,8 +7,8 @@ import json
 import sys
 
 import psutil
-from penstock.server.chat import cli as chat
 from penstock.server.bench.cli import main as bench
+from penstock.server.chat import cli as chat
 from penstock.server.chat.own_server import own_server, serve_command
 
 

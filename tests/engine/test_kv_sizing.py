@@ -14,8 +14,8 @@ from penstock.engine.errors import ConfigurationError
 from penstock.engine.host_memory import available_bytes, lazy_zeros
 from penstock.engine.kv_pool import Footprint
 from penstock.engine.model_config import parse_model_config
+from penstock.scheduler.groups import KVGroup
 from penstock.scheduler.messages import EngineConfig
-from penstock.scheduler.plan import KVGroup
 
 # 4 layers x 2 (k, v) x 2 heads x 64 x 2 bytes = 2 KiB a token, 32 KiB a page of 16.
 RAW = {

@@ -16,8 +16,8 @@ import pytest
 import torch
 from engine_runs import Served, serve
 from penstock.engine.build import Built, create_runner
+from penstock.scheduler.groups import KVGroup
 from penstock.scheduler.messages import EngineConfig, SamplingParams
-from penstock.scheduler.plan import KVGroup
 from tiny_models import VOCAB_SIZE, make_checkpoint
 
 TOKENS = 20

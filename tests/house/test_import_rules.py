@@ -75,31 +75,9 @@ def test_module_imports_only_what_its_room_may(name: str) -> None:
         assert allowed, f"{name} imports {target}, against the order of the house"
 
 
-def module_level_imports(name: str, path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    guarded = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.If, ast.FunctionDef, ast.AsyncFunctionDef))
-        and (not isinstance(node, ast.If) or "TYPE_CHECKING" in ast.dump(node.test))
-        for inner in ast.walk(node)
-    }
-    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in guarded:
-            above = package[: len(package) - (node.level - 1)]
-            base = ".".join([*above, *(node.module.split(".") if node.module else [])])
-            for alias in node.names:
-                deeper = f"{base}.{alias.name}" if base else alias.name
-                target = deeper if deeper in MODULES else base
-                if target in MODULES and target != name:
-                    found.add(target)
-    return found
-
-
 def test_no_imports_run_in_a_circle() -> None:
-    graph = {name: module_level_imports(name, path) for name, path in MODULES.items()}
+    """Imports for types alone and imports inside functions count too."""
+    graph = {name: (imports_of(name, path)[0] & MODULES.keys()) - {name} for name, path in MODULES.items()}
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the cycle
 
 

@@ -11,10 +11,10 @@ import msgspec
 import numpy as np
 import pytest
 import zmq
+from penstock.scheduler.groups import KVGroup
 from penstock.scheduler.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch, KVEvent
 from penstock.scheduler.kv_publisher import ZmqPublisher, start_publisher
 from penstock.scheduler.messages import KVEventsConfig
-from penstock.scheduler.plan import KVGroup
 from simulation import Simulation, make_config, make_request
 
 TIMEOUT_MS = 10_000

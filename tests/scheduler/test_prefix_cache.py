@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from penstock.scheduler.plan import KVGroup
+from penstock.scheduler.groups import KVGroup
 from simulation import Simulation, make_config, make_request
 
 

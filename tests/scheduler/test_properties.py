@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fake_device import VOCAB, mix, run_alone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from penstock.scheduler.plan import KVGroup
+from penstock.scheduler.groups import KVGroup
 from penstock.scheduler.requests import Request, State
 from penstock.scheduler.scheduler import RequestTooLong
 from simulation import Simulation, make_config, make_request

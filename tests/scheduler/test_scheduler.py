@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake_device import run_alone
-from penstock.scheduler.plan import KVGroup, StepResult
+from penstock.scheduler.groups import KVGroup
+from penstock.scheduler.plan import StepResult
 from penstock.scheduler.policies import MAX_OVERTAKES
 from penstock.scheduler.requests import Request, State
 from penstock.scheduler.scheduler import QueueFull, RequestTooLong, Scheduler, SchedulerConfig
