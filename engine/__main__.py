@@ -29,12 +29,10 @@ class Announcer:
         self._incarnation = incarnation
         self._last_phase = ""
         self._last_sent = 0.0
-        self._last_decile = -1
 
     def __call__(self, phase: str, fraction: float) -> None:
         """`phase` is e.g. "loading weights"; `fraction` 0..1 of it is done."""
         now = time.monotonic()
-        decile = int(fraction * 10)
         if phase != self._last_phase or now - self._last_sent >= LOADING_STATUS_INTERVAL_S:
             self.state("loading", f"{phase} {fraction:.0%}")
             self._last_sent = now
@@ -47,9 +45,9 @@ class Announcer:
                 file=sys.stderr,
                 flush=True,
             )
-        elif phase != self._last_phase or (decile == 10 and self._last_decile != 10):
-            print(f"{phase} {fraction:.0%}", file=sys.stderr, flush=True)
-        self._last_phase, self._last_decile = phase, decile
+        elif phase != self._last_phase:
+            print(phase, file=sys.stderr, flush=True)
+        self._last_phase = phase
 
     def state(self, state: EngineState, detail: str) -> None:
         status = EngineStatus(
