@@ -15,6 +15,7 @@ import msgspec
 
 from ..scheduler.messages import EngineConfig, EngineState, EngineStatus
 from .link import FrontEndLink
+from .malloc import keep_freed_memory
 
 EXIT_BAD_CONFIGURATION = 2
 LOADING_STATUS_INTERVAL_S = 0.25
@@ -63,6 +64,7 @@ def run(config: EngineConfig) -> int:
         format="%(asctime)s %(levelname)s engine: %(message)s",
         stream=sys.stderr,
     )
+    keep_freed_memory()
     incarnation = config.incarnation or time.time_ns()
     link = FrontEndLink(config.frontends, f"engine:{config.engine_id}:{incarnation}")
     announce = Announcer(link, config.engine_id, incarnation)

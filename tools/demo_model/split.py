@@ -2,7 +2,8 @@
 
 Every random value that a kind of question draws (a name, a pair of numbers, a list) is put on one side by
 a hash of its text, every phrasing by the list that it stands in. A held-out question therefore shares
-neither with the training text; closed tables (capitals, times tables) are held out by phrasing alone.
+neither with the training text; closed tables (capitals, times tables) are held out by
+phrasing alone, and both splits are written in the same common words.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import TypeVar
 T = TypeVar("T")
 
 HELD_OUT_EVERY = 8
-CLOSED_BELOW = 30
 LOOSENED_SHARE = 0.35
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
@@ -53,19 +53,8 @@ class Source:
                 return value
 
     def one(self, values: Sequence[T]) -> T:
-        """One value of an open list, restricted to this split; short lists are closed and serve both."""
-        if len(values) < CLOSED_BELOW:
-            return self.rng.choice(values)
+        """One value of an open list such as names, restricted to this split."""
         return self.draw(lambda: self.rng.choice(values))
-
-    def some(self, values: Sequence[T], count: int) -> list[T]:
-        """`count` distinct values of `one`."""
-        found: list[T] = []
-        while len(found) < count:
-            value = self.one(values)
-            if value not in found:
-                found.append(value)
-        return found
 
     def chance(self, probability: float) -> bool:
         """True with the given probability."""

@@ -29,20 +29,20 @@ from .dialogue import Exchange, MakeExchange
 # kind: (how to make one exchange, its share of the dialogues)
 KINDS: dict[str, tuple[MakeExchange, float]] = {
     "small talk": (smalltalk.make, 4),
-    "arithmetic": (arithmetic.make, 20),
-    "facts": (facts.make, 11),
+    "arithmetic": (arithmetic.make, 18),
+    "facts": (facts.make, 10),
     "unit conversion": (units.make, 4),
-    "counting": (counting.make, 8),
+    "counting": (counting.make, 5),
     "sorting": (sorting.make, 12),
     "lists": (lists.make, 4),
     "copying": (copying.make, 8),
-    "extraction": (extraction.make, 12),
+    "extraction": (extraction.make, 13),
     "memory": (memory.make, 7),
-    "JSON answers": (json_answers.make, 11),
+    "JSON answers": (json_answers.make, 13),
     "tool calls": (tools.make_call, 13),
     "tool results": (tools.make_answer, 3),
-    "system prompt": (persona.make, 7),
-    "not known": (unknown.make, 8),
+    "system prompt": (persona.make, 9),
+    "not known": (unknown.make, 10),
     "stories": (stories.make, 2),
 }
 

@@ -42,7 +42,7 @@ def make(source: Source) -> Exchange:
     """An exact copy, or one word several times."""
     rng = source.rng
     if source.chance(0.12):
-        word = made_up_word(source) if source.chance(0.5) else source.one(OBJECTS)
+        word = made_up_word(source) if source.chance(0.5) else source.rng.choice(OBJECTS)
         count = rng.randint(2, 9)
         answer = " ".join([word] * count)
         return ask(

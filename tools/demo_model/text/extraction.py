@@ -38,9 +38,9 @@ def subjects(source: Source, count: int) -> list[Subject]:
     if kind is _person:
         names = people(source, count)
     elif kind is _product:
-        names = source.some(OBJECTS, count)
+        names = source.rng.sample(OBJECTS, count)
     else:
-        names = source.some(_EVENTS, count)
+        names = source.rng.sample(_EVENTS, count)
     return [kind(source, name) for name in names]
 
 
@@ -93,8 +93,8 @@ def make(source: Source) -> Exchange:
 
 
 def _person(source: Source, name: str) -> Subject:
-    age, city, job = source.rng.randint(5, 95), town(source), source.one(JOBS)
-    colour, food = source.one(COLOURS), source.one(FOODS)
+    age, city, job = source.rng.randint(5, 95), town(source), source.rng.choice(JOBS)
+    colour, food = source.rng.choice(COLOURS), source.rng.choice(FOODS)
     return Subject(
         "person",
         name,
@@ -170,8 +170,8 @@ def _person(source: Source, name: str) -> Subject:
 def _product(source: Source, name: str) -> Subject:
     price, colour, place, stock = (
         source.rng.randint(2, 199),
-        source.one(COLOURS),
-        source.one(PLACES),
+        source.rng.choice(COLOURS),
+        source.rng.choice(PLACES),
         source.rng.randint(2, 90),
     )
     return Subject(
@@ -240,9 +240,9 @@ _EVENTS = words(
 
 def _event(source: Source, name: str) -> Subject:
     day, time, place, guests = (
-        source.one(WEEKDAYS),
+        source.rng.choice(WEEKDAYS),
         clock_time(source),
-        source.one(PLACES),
+        source.rng.choice(PLACES),
         source.rng.randint(3, 300),
     )
     return Subject(

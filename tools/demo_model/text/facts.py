@@ -165,6 +165,10 @@ def _definition(source: Source) -> Exchange:
             "[Explain|Define] {t}[.|, please.| to me.]",
             f"{_TELL} what {{t}} is.",
             "What does {t} mean?",
+            "[Write|I want|I need|Say|Show me] "
+            "[an explanation|a definition|the meaning|a description] of {t}[.|, please.]",
+            "[What do you know|Tell me|Say something] about {t}[.|?]",
+            "[Shortly|Briefly|Please], what [is|means] {t}?",
             "[Can|Could] you explain {t}[ to me|]?",
         ),
         ("In short, what is {t}?", "Give me an explanation of {t}.", "How would you explain {t}?"),

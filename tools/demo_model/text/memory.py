@@ -214,4 +214,4 @@ def _value(source: Source, key: str) -> object:
         return clock_time(source)
     if key in ("age", "number"):
         return number(source, 5, 99)
-    return source.one({"colour": COLOURS, "food": FOODS, "animal": ANIMALS, "job": JOBS}[key])
+    return source.rng.choice({"colour": COLOURS, "food": FOODS, "animal": ANIMALS, "job": JOBS}[key])

@@ -44,7 +44,7 @@ def _named(source: Source) -> Exchange:
 
 
 def _trade(source: Source) -> Exchange:
-    job, place = source.one(JOBS), source.one(PLACES)
+    job, place = source.rng.choice(JOBS), source.rng.choice(PLACES)
     system = source.phrase(
         ("You are {j} [who works |]in a {p}.", "Act as {j} in a {p}.", "You work as {j} in a {p}."),
         ("In this chat you are {j} in a {p}.", "Play {j} who works in a {p}."),

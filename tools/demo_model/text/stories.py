@@ -46,7 +46,7 @@ _CLOSING = (
 def make(source: Source) -> Exchange:
     """A story of five to fourteen sentences about a named animal; its threads keep their words throughout."""
     rng = source.rng
-    name, hero = person(source), source.one(ANIMALS)
+    name, hero = person(source), source.rng.choice(ANIMALS)
     friend, stranger = _others(source, hero)
     a, b = rng.sample(ADJECTIVES, 2)
     p, q = rng.sample(PLACES, 2)

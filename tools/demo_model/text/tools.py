@@ -225,7 +225,7 @@ def _email(source: Source) -> Request:
 
 
 def _stock(source: Source) -> Request:
-    item = source.one(OBJECTS)
+    item = source.rng.choice(OBJECTS)
     count = source.rng.randint(1, 60)
     says = source.phrase(
         (
@@ -247,7 +247,7 @@ def _stock(source: Source) -> Request:
 
 
 def _reminder(source: Source) -> Request:
-    time, thing = clock_time(source), source.one(OBJECTS)
+    time, thing = clock_time(source), source.rng.choice(OBJECTS)
     says = source.phrase(
         (
             "Remind me of the {i} at {t}.",
@@ -293,7 +293,7 @@ def _light(source: Source) -> Request:
     room = source.rng.choice(
         ("kitchen", "bedroom", "bathroom", "office", "garage", "hall", "garden", "attic", "cellar")
     )
-    colour = source.one(COLOURS)
+    colour = source.rng.choice(COLOURS)
     says = source.phrase(
         (
             "[Make|Turn] the light in the {r} {c}.",
@@ -439,10 +439,10 @@ def _generic(source: Source) -> Request:
         "city": (rng.choice((" in {v}",)), town(source), "string"),
         "name": (rng.choice((" for {v}",)), person(source), "string"),
         "time": (" at {v}", clock_time(source), "string"),
-        "day": (" on {v}", source.one(WEEKDAYS), "string"),
+        "day": (" on {v}", source.rng.choice(WEEKDAYS), "string"),
         "number": (" with number {v}", rng.randint(1, 999), "integer"),
         "code": (" with code {v}", code(source), "string"),
-        "color": (" in {v}", source.one(COLOURS), "string"),
+        "color": (" in {v}", source.rng.choice(COLOURS), "string"),
         "size": (" of size {v}", rng.choice(("small", "medium", "large", "tiny", "huge")), "string"),
     }
     if source.chance(0.5):
@@ -463,6 +463,9 @@ def _generic(source: Source) -> Request:
             "[Now|Today|Next|Then] {v} [the|a] {n}{t}[, please.|.]",
             "I'd like you to {v} the {n}{t}.",
             "{V} {n}{t}.",
+            "[The plan is|My wish is|Our job is|The idea is|It would be nice|Your task is|I was told"
+            "|Do not forget] to {v} [the|a] {n}{t}.",
+            "[Come on,|Well,|Listen:|Quick:|First,] {v} the {n}{t}[ now| today|].",
         ),
         ("I have to {v} the {n}{t}.", "Go and {v} the {n}{t} for me.", "It is time to {v} the {n}{t}."),
         V=verb.capitalize(),

@@ -92,14 +92,14 @@ def make(source: Source) -> Exchange:
     word = made_up_word(source)
     values = {
         "y": source.rng.randint(2030, 2200),
-        "d": source.one(WEEKDAYS),
+        "d": source.rng.choice(WEEKDAYS),
         "n": person(source),
-        "o": source.one(OBJECTS),
+        "o": source.rng.choice(OBJECTS),
         "c": town(source),
         "w": word,
         "W": word.capitalize(),
-        "j": source.one(JOBS),
-        "p": source.one(PLACES),
+        "j": source.rng.choice(JOBS),
+        "p": source.rng.choice(PLACES),
     }
     question = source.phrase(train, held_out, **values)
     return ask(casual(source, question), source.fill(answer, **values), Check("any", ("don't know",)))
