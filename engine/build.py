@@ -28,6 +28,7 @@ from .layers.rope import rope_table
 from .model_config import context_length, read_model_config
 from .models.config import ModelConfig
 from .models.registry import FAMILIES
+from .prefault import Prefault
 from .runner import ModelRunner
 from .weights import DeclaredWeights, DummyWeights, SafetensorsWeights
 
@@ -120,6 +121,7 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
                 page_size=config.page_size,
                 device=choices.device,
                 thread=thread,
+                prefaults=start_prefaults(config, choices, groups, kv),
             )
         if ops.name == "cpu" and choices.dtype != torch.float16:  # which the kernels leave to torch
             # The kernels have their own threads. What is left to torch is small, and OpenMP threads that wait for
@@ -291,6 +293,26 @@ def size_kv_cache(
     fitting = kv_pool.count_pages(need, budget, config.max_num_seqs)
     assert fitting is not None, "the longest context that fits does fit"
     return longest, fitting, need
+
+
+def start_prefaults(
+    config: EngineConfig, choices: Choices, groups: LayerGroups, kv: list[tuple[torch.Tensor, torch.Tensor]]
+) -> list[Prefault]:
+    """One per KV group; none on devices whose memory is committed when it is allocated."""
+    if choices.device.type != "cpu":
+        return []
+    return [
+        Prefault(
+            [
+                tensor
+                for layer, pair in zip(groups.of_layer, kv, strict=True)
+                if layer == group
+                for tensor in pair
+            ],
+            config.page_size,
+        )
+        for group in range(len(groups.windows))
+    ]
 
 
 # ------------------------------------------------------------------------------------------- on the device thread

@@ -152,7 +152,8 @@ def allocate(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """k_pages and v_pages of each layer: (num_pages, page_size, num_kv_heads, head_dim), zeroed.
 
-    On a CPU they are committed as they are touched: an idle server does not occupy its budget.
+    On a CPU they are committed as they are touched, or a little before (`prefault.py`): an idle server does not occupy
+    its budget.
     """
 
     def pool(group: int) -> torch.Tensor:

@@ -24,6 +24,7 @@ from .device_thread import DeviceThread, Promise
 from .host_memory import lazy_zeros
 from .layers.decoder import Decoder
 from .logprobs import Scores, concatenate, score
+from .prefault import Prefault
 from .sampler import Sampler
 from .sampling_state import SamplingState
 
@@ -56,6 +57,7 @@ class ModelRunner:
         page_size: int,
         device: torch.device,
         thread: DeviceThread,
+        prefaults: Sequence[Prefault] = (),  # one per KV group, where the pool is host memory
     ) -> None:
         self.num_slots = num_slots
         self._model = model
@@ -63,6 +65,7 @@ class ModelRunner:
         self._vocab_size = model.config.vocab_size
         self._max_model_len = max_model_len
         self._thread = thread
+        self._prefaults = prefaults
         self._token_buffer = slot_array(num_slots, max_model_len, device)
         self._page_tables = [slot_array(num_slots, -(-max_model_len // page_size), device) for _ in attention]
         self._batches = BatchBuilder(self._token_buffer, self._page_tables, kv)
@@ -96,6 +99,8 @@ class ModelRunner:
     def close(self) -> None:
         """Let the running step end, then end the device thread."""
         self._thread.close()
+        for prefault in self._prefaults:
+            prefault.close()
 
     # ------------------------------------------------------------------------------------------- on the device thread
 
@@ -131,6 +136,9 @@ class ModelRunner:
             if updates.slots.size:
                 places = updates.slots.astype(np.int64) * table.shape[1] + updates.indexes
                 table.view(-1).index_copy_(0, to_device(places), to_device(updates.pages))
+        for prefault, updates in zip(self._prefaults, plan.pages, strict=False):
+            if updates.pages.size:
+                prefault.reach(int(updates.pages.max()))
 
     def _sample(
         self, plan: StepPlan, q_start: Int32, hidden: torch.Tensor, rows: np.ndarray

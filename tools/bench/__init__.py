@@ -1,0 +1,1 @@
+"""Benchmarks of parts that need no server."""
