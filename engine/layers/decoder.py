@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -42,7 +43,7 @@ class DecoderLayer:
         return self.mlp(x), residual
 
 
-class Decoder:
+class Decoder(ABC):
     """A family is this class with its own `layer`."""
 
     def __init__(
@@ -77,8 +78,9 @@ class Decoder:
             self.embedding if config.tie_word_embeddings else weights.tensor("lm_head.weight", table)
         )
 
+    @abstractmethod
     def layer(self, parts: LayerParts) -> DecoderLayer:
-        raise NotImplementedError
+        """One layer of the family."""
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """(T, hidden_size) after the final norm; keys and values of all tokens are in the pages."""

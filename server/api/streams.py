@@ -6,6 +6,7 @@ for, a chunk with the usage and no choices; then `data: [DONE]`. An error after 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -89,7 +90,7 @@ class StreamedGeneration(Generation):
             self.events.close()
 
 
-class StreamedChoice:
+class StreamedChoice(ABC):
     """One choice of a stream: a sink whose texts become chunks `head index open text close end`."""
 
     def __init__(self, generation: StreamedGeneration, index: int) -> None:
@@ -123,8 +124,9 @@ class StreamedChoice:
         if not self._finished:
             self._write_finish("error", None)
 
+    @abstractmethod
     def _write_finish(self, reason: FinishReason, stop_reason: int | str | None) -> None:
-        raise NotImplementedError
+        """The chunk that ends the choice, in its endpoint's shape."""
 
     def finish(self, reason: FinishReason, stop_reason: int | str | None) -> None:
         self._finished = True
