@@ -15,8 +15,8 @@ NEVER_TRIM = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Have malloc reuse the large blocks that activations need every step, in place of giving them back.
 
-    By default glibc maps and unmaps each of them, and the page faults of a 2048-token prefill cost it some 5 %. One
-    arena, because those of threads are bounded. To be called before threads start; False where malloc is another one.
+    By default glibc maps and unmaps blocks of this size, and each use pays for fresh page faults. One arena,
+    because those of threads are bounded. To be called before threads start; False where malloc is another one.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -1,7 +1,8 @@
 """Commits KV pages of the host before they are needed, so that no request pays for the kernel's zeroing of memory.
 
-A KV pool on a CPU is committed as it is touched. The first touch of a huge page can cost a millisecond, and with one
-per layer, keys and values, a step that crosses into fresh memory would stall. A thread of lowest priority keeps
+A KV pool on a CPU is committed as it is touched. The first touch of a huge page costs milliseconds in a virtual
+machine, and with one per layer, keys and values, a step that crosses into fresh memory would stall. A thread of lowest
+priority keeps
 `AHEAD_TOKENS` of the pool committed beyond the highest page in use; memory far beyond that is never taken.
 """
 
