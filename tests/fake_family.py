@@ -121,9 +121,11 @@ def run_frontend(folder: Path, settings: dict) -> int:
             with contextlib.suppress(
                 zmq.ZMQError
             ):  # the supervisor is not there yet: the next status tries again
-                socket.send_multipart([b"supervisor", encode(Serving(settings["index"], {}))])
+                socket.send(b"supervisor", zmq.SNDMORE)  # raises if it is not there
                 told = True
+                # Noted before the message can leave: whoever hears it writes to the same list.
                 note(folder, f"{name} serves")
+                socket.send(encode(Serving(settings["index"], {})))
         elif isinstance(message, FamilyStatus):
             note(folder, f"{name} heard {message.state} of {message.incarnation}")
 
