@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from ..scheduler.kv_publisher import start_publisher
 from ..scheduler.messages import EngineConfig
 from ..scheduler.scheduler import Scheduler
-from .build import create_runner
+from .build import Built, create_runner
+from .build_encoder import create_encoder_runner
 from .core import EngineCore
+from .encoder_config import is_encoder
 from .errors import ConfigurationError
+from .grammar.store import GrammarStore, open_compiler
 from .link import FrontEndLink
+from .model_config import read_raw_config
 
 __all__ = ["ConfigurationError", "assemble"]
 
@@ -27,7 +32,7 @@ def assemble(
     except ValueError as error:
         raise ConfigurationError(f"--kv-events-config: {error}") from None
     try:
-        built = create_runner(config, progress)
+        built = create(config, progress)
     except BaseException:
         if publisher is not None:
             publisher.close()
@@ -42,5 +47,24 @@ def assemble(
         scheduler=scheduler,
         runner=built.runner,
         publisher=publisher,
+        grammars=grammar_store(config, built.info.vocab_size, link),
         async_scheduling=config.async_scheduling,
     )
+
+
+def grammar_store(config: EngineConfig, vocab_size: int, link: FrontEndLink) -> GrammarStore[tuple[int, int]]:
+    """Nothing of it is loaded before the first request that has a grammar."""
+    tokenizer_dir = None if config.tokenizer_dir is None else Path(config.tokenizer_dir)
+    return GrammarStore(
+        lambda: open_compiler(tokenizer_dir, vocab_size),
+        capacity_bytes=config.grammar_cache_bytes,
+        wake=link.wake,
+    )
+
+
+def create(config: EngineConfig, progress: Callable[[str, float], None]) -> Built:
+    """The runner for the kind of model that config.json describes. Raises ConfigurationError."""
+    raw, where = read_raw_config(config.model_dir, config.hf_overrides)
+    if is_encoder(raw, where):
+        return create_encoder_runner(config, raw, where, progress)
+    return create_runner(config, progress)

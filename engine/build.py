@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..kernels.attention.interface import AttentionBackend, AttentionSpec
 from ..kernels.interface import Ops
-from ..kernels.reference import TorchOps
-from ..kernels.select import select_attention, select_ops
+from ..kernels.select import select_attention
 from ..scheduler.groups import KVGroup
 from ..scheduler.messages import EngineConfig, EngineInfo
 from ..scheduler.scheduler import SchedulerConfig
 from . import kv_pool
+from .choices import Choices, choose, dtype_name
 from .device_thread import DeviceThread
 from .errors import ConfigurationError
+from .grammar.masks import MaskThread
 from .host_memory import available_bytes
 from .kv_pool import Footprint, LayerGroups
 from .layers.decoder import Decoder
+from .layers.parts import Weights
 from .layers.rope import rope_table
-from .model_config import context_length, read_model_config
+from .loading import leave_cores_to_kernels, load_ops, load_weights
+from .model_config import context_length, parse_model_config, read_raw_config
 from .models.config import ModelConfig
 from .models.registry import FAMILIES
+from .pooling import Pooler
+from .pooling_config import Purpose, decide_purpose, max_seq_length
 from .prefault import Prefault
 from .runner import ModelRunner
-from .weights import DeclaredWeights, DummyWeights, SafetensorsWeights
+from .step_runner import StepRunner
+from .weights import Names
 
 __all__ = ["Built", "ConfigurationError", "create_runner"]
 
@@ -38,29 +43,14 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]  # phase, share done (0..1)
 
-DEFAULT_BATCHED_TOKENS = 2048
-QUEUED_PER_SEQUENCE = 8
-PROGRESS_STEP = 0.01
-
 
 @dataclass(frozen=True, slots=True)
 class Built:
     """A warm runner, the scheduler configuration that fits it, and what was chosen."""
 
-    runner: ModelRunner
+    runner: StepRunner
     scheduler_config: SchedulerConfig
     info: EngineInfo
-
-
-@dataclass(frozen=True, slots=True)
-class Choices:
-    """`EngineConfig` with every "choose for me" decided that does not depend on memory."""
-
-    device: torch.device
-    dtype: torch.dtype
-    num_threads: int
-    max_num_batched_tokens: int
-    max_num_queued_reqs: int
 
 
 def create_runner(config: EngineConfig, progress: Progress = lambda phase, fraction: None) -> Built:
@@ -80,9 +70,12 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
         seconds[name] = round(time.perf_counter() - begin, 3)
 
     with phase("config", "reading config"):
-        model_config = read_model_config(config.model_dir, config.hf_overrides)
+        raw, where = read_raw_config(config.model_dir, config.hf_overrides)
+        model_config = parse_model_config(raw, where)
+        purpose = decide_purpose(config, raw, where, model_config)
+        model_config = replace(model_config, head=purpose.head)
         choices = choose(config, model_config)
-        max_model_len = context_length(model_config, config.max_model_len)
+        max_model_len = prompt_length(config, model_config, purpose)
     # All work on tensors is done by the thread that will run the steps: what is per thread (inference mode, OpenMP
     # teams) exists once.
     thread = DeviceThread()
@@ -122,11 +115,16 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
                 device=choices.device,
                 thread=thread,
                 prefaults=start_prefaults(config, choices, groups, kv),
+                pooler=Pooler(purpose, model.logits, causal=True),
+                grammars=MaskThread(
+                    2 * config.max_num_seqs,
+                    model_config.vocab_size,
+                    ops,
+                    # A CPU has the forward pass to compute meanwhile.
+                    num_threads=1 if choices.device.type == "cpu" else max(1, choices.num_threads // 2),
+                ),
             )
-        if ops.name == "cpu" and choices.dtype != torch.float16:  # which the kernels leave to torch
-            # The kernels have their own threads. What is left to torch is small, and OpenMP threads that wait for
-            # more of it would hold the cores that those need.
-            thread.submit(torch.set_num_threads, 1).result()
+        thread.submit(leave_cores_to_kernels, ops, choices).result()
         with phase("warm_up", "warming up"):
             runner.warm_up()
     except BaseException:
@@ -148,6 +146,8 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
         weight_bytes=weight_bytes,
         kv_cache_bytes=sum(count * size for count, size in zip(pages, need.page_bytes, strict=True)),
         startup_seconds=seconds,
+        tasks=purpose.tasks,
+        pooling=purpose.info,
     )
     return Built(runner, scheduler_config(config, info, kv_groups), info)
 
@@ -168,68 +168,12 @@ def scheduler_config(config: EngineConfig, info: EngineInfo, groups: tuple[KVGro
 # -------------------------------------------------------------------------------------------------------- decisions
 
 
-def choose(config: EngineConfig, model_config: ModelConfig) -> Choices:
-    device = choose_device(config)
-    dtype = choose_dtype(config, model_config, device)
-    if config.kv_cache_dtype not in ("auto", dtype_name(dtype)):
-        raise ConfigurationError(
-            f"--kv-cache-dtype {config.kv_cache_dtype} differs from the model's {dtype_name(dtype)}, which is not "
-            "supported: leave it at auto, or set --dtype as well"
-        )
-    for name in ("max_num_seqs", "page_size"):
-        if getattr(config, name) < 1:
-            raise ConfigurationError(f"{name} is {getattr(config, name)}, it must be at least 1")
-    batched = config.max_num_batched_tokens
-    if batched is None:
-        batched = max(DEFAULT_BATCHED_TOKENS, config.max_num_seqs)
-    if batched < config.max_num_seqs:
-        raise ConfigurationError(
-            f"--max-num-batched-tokens {batched} is below --max-num-seqs {config.max_num_seqs}, and every running "
-            "request takes a token of each step: raise the first or lower the second"
-        )
-    queued = config.max_num_queued_reqs
-    return Choices(
-        device=device,
-        dtype=dtype,
-        num_threads=config.num_threads or len(os.sched_getaffinity(0)),
-        max_num_batched_tokens=batched,
-        max_num_queued_reqs=QUEUED_PER_SEQUENCE * config.max_num_seqs if queued is None else queued,
-    )
-
-
-def choose_device(config: EngineConfig) -> torch.device:
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("--device cuda: torch sees no CUDA device here: use --device cpu or auto")
-    return torch.device(config.device)
-
-
-def choose_dtype(config: EngineConfig, model_config: ModelConfig, device: torch.device) -> torch.dtype:
-    """`auto` is the checkpoint's own (float32 where it does not say), with one exception.
-
-    float16 checkpoints run in bfloat16 on CPUs: x86 has bfloat16 products, float16 ones are emulated and several
-    times slower, and float32 would double the bytes every decode step reads. It is logged; --dtype decides otherwise.
-    """
-    if config.dtype != "auto":
-        return torch_dtype(config.dtype)
-    own = model_config.dtype or "float32"
-    if own == "float16" and device.type == "cpu":
-        log.warning(
-            "the float16 checkpoint runs in bfloat16 on a CPU: --dtype float16 or float32 to have it otherwise"
-        )
-        own = "bfloat16"
-    return torch_dtype(own)
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name)
-    assert isinstance(dtype, torch.dtype)
-    return dtype
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def prompt_length(config: EngineConfig, model_config: ModelConfig, purpose: Purpose) -> int:
+    """The context to serve; a checkpoint made for embeddings may say how far it reads."""
+    longest = context_length(model_config, config.max_model_len)
+    if config.max_model_len is None and "generate" not in purpose.tasks:
+        return min(longest, max_seq_length(config.model_dir) or longest)
+    return longest
 
 
 def attention_spec(config: EngineConfig, model_config: ModelConfig, window: int | None) -> AttentionSpec:
@@ -318,14 +262,6 @@ def start_prefaults(
 # ------------------------------------------------------------------------------------------- on the device thread
 
 
-def load_ops(backend: str, choices: Choices) -> Ops:
-    torch.set_num_threads(choices.num_threads)
-    try:
-        return select_ops(backend, choices.device)
-    except ValueError as error:
-        raise ConfigurationError(f"--attention-backend: {error}") from None
-
-
 def load_model(
     config: EngineConfig,
     model_config: ModelConfig,
@@ -337,31 +273,13 @@ def load_model(
     progress: Callable[[float], None],
 ) -> tuple[Decoder, int]:
     """The model with its weights in place, and their size in bytes."""
-    family = FAMILIES[model_config.architecture].model
+    family = FAMILIES[model_config.architecture]
     cos_sin = rope_table(model_config, max_model_len, choices.device)
-    declared = DeclaredWeights(choices.dtype)
-    family(model_config, declared, TorchOps(), attention, groups.of_layer, cos_sin)
-    last = 0.0
 
-    def seldom(fraction: float) -> None:
-        nonlocal last
-        if fraction - last >= PROGRESS_STEP:
-            last = fraction
-            progress(fraction)
+    def make(weights: Weights, ops: Ops) -> Decoder:
+        return family.model(model_config, weights, ops, attention, groups.of_layer, cos_sin)
 
-    weights: SafetensorsWeights | DummyWeights
-    if config.load_format == "dummy":
-        weights = DummyWeights(
-            declared.shapes, seed=config.seed, device=choices.device, dtype=choices.dtype, progress=seldom
-        )
-    else:
-        weights = SafetensorsWeights(
-            config.model_dir, declared.shapes, device=choices.device, dtype=choices.dtype, progress=seldom
-        )
-    try:
-        return family(model_config, weights, ops, attention, groups.of_layer, cos_sin), declared.num_bytes
-    finally:
-        weights.close()
+    return load_weights(config, choices, make, ops, Names("model.", unused=("score.",)), progress)
 
 
 def allocate_kv_cache(

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from ..scheduler.kv_publisher import ZmqPublisher
@@ -21,10 +22,12 @@ from ..scheduler.messages import (
     Control,
     ControlReply,
     EngineInfo,
+    EngineLoad,
     EngineStatus,
     Finish,
     FirstToken,
     Hello,
+    Pooled,
     Rejected,
     StepOutput,
     Submit,
@@ -33,9 +36,10 @@ from ..scheduler.messages import (
 from ..scheduler.plan import RowLogprobs, StepPlan
 from ..scheduler.requests import Request
 from ..scheduler.scheduler import QueueFull, RequestTooLong, Scheduler, StepOutcome
+from .grammar.store import GrammarStore
 from .link import FrontEndLink
 from .load import LoadMeter
-from .runner import ModelRunner, StepHandle
+from .step_runner import StepHandle, StepRunner
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +67,9 @@ class EngineCore:
         info: EngineInfo,
         link: FrontEndLink,
         scheduler: Scheduler,
-        runner: ModelRunner,
+        runner: StepRunner,
         publisher: ZmqPublisher | None = None,
+        grammars: GrammarStore[tuple[int, int]],
         async_scheduling: bool = True,
     ) -> None:
         self._engine_id = engine_id
@@ -74,9 +79,11 @@ class EngineCore:
         self._scheduler = scheduler
         self._runner = runner
         self._publisher = publisher
+        self._grammars = grammars
         self._depth = 2 if async_scheduling else 1
         self._meter = LoadMeter()
         self._requests: dict[tuple[int, int], Request] = {}
+        self._held: dict[tuple[int, int], Request] = {}  # waits for its grammar, outside of the scheduler
         self._frontends: dict[int, int] = {}  # front end id -> its incarnation
         self._in_flight: deque[InFlight] = deque()
         self._next_status = 0.0
@@ -93,6 +100,7 @@ class EngineCore:
         self._send_status()
         while not self._stopping:
             self._take_messages()
+            self._admit_held()
             launched = self._launch_next()
             if len(self._in_flight) == self._depth or (self._in_flight and not launched):
                 self._finish_oldest()
@@ -104,6 +112,7 @@ class EngineCore:
     def close(self) -> None:
         """Let the running step end; release threads and sockets."""
         self._runner.close()
+        self._grammars.close()
         if self._publisher is not None:
             self._publisher.close()
 
@@ -170,6 +179,12 @@ class EngineCore:
 
     def _submit(self, frontend_id: int, message: Submit) -> None:
         key = (frontend_id, message.request_id)
+        task = message.pooling.task if message.pooling is not None else "generate"
+        if task not in self._info.tasks:
+            can = " and ".join(self._info.tasks)
+            reason = f"this model cannot {task}, it can {can}"
+            self._link.send(frontend_id, Rejected(message.request_id, "invalid", reason))
+            return
         request = Request(
             key=key,
             frontend_id=frontend_id,
@@ -177,14 +192,15 @@ class EngineCore:
             tokens=np.frombuffer(message.tokens, dtype="<i4"),
             num_prompt_tokens=message.num_prompt_tokens,
             sampling=message.sampling,
+            pooling=message.pooling,
             priority=message.priority,
             cache_salt=message.cache_salt,
             arrival=time.monotonic(),
         )
         try:
-            self._scheduler.add(request)
+            self._scheduler.vet(request, num_held=len(self._held))
         except QueueFull as error:
-            waiting = self._scheduler.load().num_waiting
+            waiting = self._load().num_waiting
             rejected = Rejected(
                 message.request_id, "queue_full", str(error), self._meter.retry_after_s(waiting), waiting
             )
@@ -193,11 +209,34 @@ class EngineCore:
             self._link.send(frontend_id, Rejected(message.request_id, "invalid", str(error)))
         else:
             self._requests[key] = request
+            if message.sampling.grammar is not None:
+                request.grammar = self._grammars.want(message.sampling.grammar, key)
+                if request.grammar is None:
+                    self._held[key] = request
+                    return
+            self._scheduler.enqueue(request)
+
+    def _admit_held(self) -> None:
+        """Requests whose grammars have been compiled; where that failed, they are refused."""
+        for key, outcome in self._grammars.settled() if self._held else ():
+            request = self._held.pop(key)
+            if isinstance(outcome, str):
+                del self._requests[key]
+                self._link.send(request.frontend_id, Rejected(request.request_id, "invalid", outcome))
+            else:
+                request.grammar = outcome
+                self._scheduler.enqueue(request)
 
     def _abort(self, keys: Iterable[tuple[int, int]]) -> None:
         for key in keys:
             request = self._requests.pop(key, None)
-            if request is not None:
+            if request is None:
+                continue
+            if key in self._held:
+                del self._held[key]
+                assert request.sampling.grammar is not None
+                self._grammars.forgo(request.sampling.grammar, key)
+            else:
                 self._scheduler.abort(request)
 
     def _control(self, frontend_id: int, message: Control) -> None:
@@ -249,6 +288,11 @@ class EngineCore:
                 for request, row in outcome.logprobs
                 if request.frontend_id == frontend_id
             ],
+            pooled=[
+                Pooled(request.request_id, row.values.astype("<f4", copy=False).tobytes())
+                for request, row in outcome.pooled
+                if request.frontend_id == frontend_id
+            ],
         )
         if output.request_ids or output.finished or output.logprobs:
             self._link.send(frontend_id, output)
@@ -259,8 +303,21 @@ class EngineCore:
             incarnation=self._incarnation,
             state="ready",
             info=self._info,
-            load=self._meter.fill(self._scheduler.load()),
+            load=self._load(),
         )
+
+    def _load(self) -> EngineLoad:
+        """Requests that wait for their grammars are waiting requests."""
+        load = self._scheduler.load()
+        if self._held:
+            tokens = sum(len(request.tokens) for request in self._held.values())
+            load = msgspec.structs.replace(
+                load,
+                num_waiting=load.num_waiting + len(self._held),
+                waiting_tokens=load.waiting_tokens + tokens,
+                in_flight_tokens=load.in_flight_tokens + tokens,
+            )
+        return self._meter.fill(load)
 
     def _send_status(self) -> None:
         self._link.broadcast(self._status())

@@ -46,11 +46,11 @@ class Promise(Generic[T]):
 class DeviceThread:
     """Runs what is submitted, one piece after the other, under torch.inference_mode."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "device") -> None:
         self._queue: SimpleQueue[tuple[Promise[Any], Callable[..., Any], tuple[Any, ...]] | None] = (
             SimpleQueue()
         )
-        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, work: Callable[..., T], *args: Any) -> Promise[T]:

@@ -14,6 +14,8 @@ from ..scheduler.messages import ToEngine, ToFrontEnd, decode_to_engine, encode
 
 log = logging.getLogger(__name__)
 
+WAKES_AT_ONCE = 4096  # bytes read from the pipe of `wake` calls
+
 
 class FrontEndLink:
     """DEALER sockets to the front ends, in the order of their ids.
@@ -48,10 +50,11 @@ class FrontEndLink:
 
     def wait(self, timeout_ms: int) -> None:
         """Sleep until a message has come, `wake` was called or `timeout_ms` is over."""
-        self._poller.poll(timeout_ms)
+        if any(ready == self._wake_reader for ready, _ in self._poller.poll(timeout_ms)):
+            os.read(self._wake_reader, WAKES_AT_ONCE)
 
     def wake(self) -> None:
-        """End a `wait`, now and for good; may be called from a signal handler."""
+        """End the present `wait`, or the next one; may be called from a signal handler and from any thread."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake_writer, b"!")
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from .errors import ConfigurationError
 from .models.config import ModelConfig, RopeConfig
-from .models.registry import FAMILIES
+from .models.registry import FAMILIES, HEADS
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -18,7 +18,14 @@ T = TypeVar("T")
 
 
 def read_model_config(model_dir: str | Path, hf_overrides: Mapping[str, Any] | None = None) -> ModelConfig:
-    """Read `model_dir`/config.json with `hf_overrides` laid over it (key by key, dicts replaced whole)."""
+    """The decoder that `model_dir`/config.json describes, with `hf_overrides` laid over it."""
+    return parse_model_config(*read_raw_config(model_dir, hf_overrides))
+
+
+def read_raw_config(
+    model_dir: str | Path, hf_overrides: Mapping[str, Any] | None = None
+) -> tuple[Mapping[str, Any], str]:
+    """`model_dir`/config.json with `hf_overrides` laid over it (key by key, dicts replaced whole), and its path."""
     path = Path(model_dir) / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -30,18 +37,16 @@ def read_model_config(model_dir: str | Path, hf_overrides: Mapping[str, Any] | N
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigurationError(f"{path} is not a JSON object")
-    return parse_model_config({**raw, **(hf_overrides or {})}, where=str(path))
+    return {**raw, **(hf_overrides or {})}, str(path)
 
 
 def parse_model_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
     """The typed form of a config.json's content. Raises ConfigurationError naming the key and `where`."""
     fields = Fields(raw, where)
     architecture = supported_architecture(raw, where)
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise ConfigurationError(
-            f"{where}: quantization_config ({method}) is not supported: use an unquantised model"
-        )
+    if architecture not in FAMILIES:
+        raise ConfigurationError(f"{where}: {architecture} is an encoder, a decoder is needed here")
+    refuse_quantised(raw, where)
     activation = fields.get("hidden_act", str, "silu")
     if activation not in ("silu", "swish"):
         raise ConfigurationError(f"{where}: hidden_act {activation!r} is not supported: silu is")
@@ -54,9 +59,7 @@ def parse_model_config(raw: Mapping[str, Any], where: str = "config.json") -> Mo
     head_dim = fields.size("head_dim", FAMILIES[architecture].default_head_dim or hidden_size // num_heads)
     num_layers, max_positions = fields.size("num_hidden_layers"), fields.size("max_position_embeddings")
     rope = parse_rope(fields, max_positions)
-    dtype = raw.get("dtype") or raw.get("torch_dtype")
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigurationError(f"{where}: dtype {dtype!r} is not supported: one of {', '.join(DTYPES)} is")
+    head = HEADS[architecture]
     return ModelConfig(
         architecture=architecture,
         vocab_size=fields.size("vocab_size"),
@@ -74,18 +77,52 @@ def parse_model_config(raw: Mapping[str, Any], where: str = "config.json") -> Mo
         windows=layer_windows(fields, architecture, num_layers),
         max_position_embeddings=max_positions,
         derived_max_model_len=derive_max_model_len(raw, rope, max_positions),
-        dtype=dtype,
+        dtype=checkpoint_dtype(raw, where),
+        head=head,
+        num_labels=len(read_labels(raw, where)) if head == "classify" else 0,
     )
+
+
+def refuse_quantised(raw: Mapping[str, Any], where: str) -> None:
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method", "unknown")
+        raise ConfigurationError(
+            f"{where}: quantization_config ({method}) is not supported: use an unquantised model"
+        )
+
+
+def checkpoint_dtype(raw: Mapping[str, Any], where: str) -> str | None:
+    """The number format that the checkpoint says it has."""
+    dtype = raw.get("dtype") or raw.get("torch_dtype")
+    if dtype is None:
+        return None
+    if dtype not in DTYPES:
+        raise ConfigurationError(f"{where}: dtype {dtype!r} is not supported: one of {', '.join(DTYPES)} is")
+    return str(dtype)
+
+
+def read_labels(raw: Mapping[str, Any], where: str) -> list[str]:
+    """The names of the classes in the order of the head's outputs; two unnamed ones where nothing is said."""
+    names = raw.get("id2label")
+    if names is None:
+        count = Fields(raw, where).size("num_labels", 2)
+        return [f"LABEL_{index}" for index in range(count)]
+    try:
+        return [str(names[str(index)]) for index in range(len(names))]
+    except (KeyError, TypeError):
+        raise ConfigurationError(
+            f"{where}: id2label must name every label from 0 on, not {names!r:.200}"
+        ) from None
 
 
 def supported_architecture(raw: Mapping[str, Any], where: str) -> str:
     names = raw.get("architectures") or []
     for name in names:
-        if name in FAMILIES:
+        if name in HEADS:
             return str(name)
     said = ", ".join(map(str, names)) or "nothing"
     raise ConfigurationError(
-        f"{where}: architectures says {said}, which is not supported: one of {', '.join(sorted(FAMILIES))} is"
+        f"{where}: architectures says {said}, which is not supported: one of {', '.join(sorted(HEADS))} is"
     )
 
 

@@ -17,13 +17,18 @@ import torch
 
 from ..kernels.attention.interface import AttentionBackend
 from ..scheduler.arrays import Int32
-from ..scheduler.messages import SamplingParams
-from ..scheduler.plan import RowLogprobs, StepPlan, StepResult
+from ..scheduler.messages import PoolingParams, SamplingParams
+from ..scheduler.plan import RowLogprobs, RowPooled, StepPlan, StepResult
+from ..scheduler.requests import Request
 from .batch import BatchBuilder
 from .device_thread import DeviceThread, Promise
+from .grammar.masks import Masks, MaskThread
+from .grammar.matchers import Ended
+from .grammar.store import Grammar
 from .host_memory import lazy_zeros
 from .layers.decoder import Decoder
 from .logprobs import Scores, concatenate, score
+from .pooling import Pooler, PoolingSlots
 from .prefault import Prefault
 from .sampler import Sampler
 from .sampling_state import SamplingState
@@ -41,6 +46,8 @@ class NewSlot:
     tokens: Int32
     num_prompt_tokens: int
     sampling: SamplingParams
+    pooling: PoolingParams | None
+    grammar: Grammar | None
 
 
 class ModelRunner:
@@ -58,6 +65,8 @@ class ModelRunner:
         device: torch.device,
         thread: DeviceThread,
         prefaults: Sequence[Prefault] = (),  # one per KV group, where the pool is host memory
+        pooler: Pooler,
+        grammars: MaskThread,
     ) -> None:
         self.num_slots = num_slots
         self._model = model
@@ -71,11 +80,21 @@ class ModelRunner:
         self._batches = BatchBuilder(self._token_buffer, self._page_tables, kv)
         self._sampling = SamplingState(num_slots, self._vocab_size, device)
         self._sampler = Sampler(self._sampling)
+        self._grammars = grammars
+        self._pooler = pooler
+        self._pooling = PoolingSlots()
 
     def launch(self, plan: StepPlan) -> StepHandle:
         """Start a step and return at once; its `result()` waits for it and raises what went wrong in it."""
         new = [
-            NewSlot(init.slot, init.request.tokens, init.request.num_prompt_tokens, init.request.sampling)
+            NewSlot(
+                init.slot,
+                init.request.tokens,
+                init.request.num_prompt_tokens,
+                init.request.sampling,
+                init.request.pooling,
+                grammar_of(init.request),
+            )
             for init in plan.inits
         ]
         return self._thread.submit(self._step, plan, new)
@@ -89,7 +108,7 @@ class ModelRunner:
                 slots=np.zeros(1, np.int32),
                 starts=np.full(1, start, np.int32),
                 lens=np.full(1, count, np.int32),
-                sample=np.array([start + count < self._max_model_len]),
+                sample=np.array([start + count < self._max_model_len and self._model.config.head == "lm"]),
                 num_decode_rows=int(start > 0),
                 num_tokens=count,
             )
@@ -97,8 +116,9 @@ class ModelRunner:
                 self.launch(plan).result()
 
     def close(self) -> None:
-        """Let the running step end, then end the device thread."""
+        """Let the running step end, then end the threads."""
         self._thread.close()
+        self._grammars.close()
         for prefault in self._prefaults:
             prefault.close()
 
@@ -107,21 +127,27 @@ class ModelRunner:
     def _step(self, plan: StepPlan, new: list[NewSlot]) -> StepResult:
         begin = time.perf_counter()
         self._apply(plan, new)
+        rows = np.flatnonzero(plan.sample)
+        masks = self._grammars.begin(plan.slots[rows])
         batch, q_start = self._batches.build(plan)
         for backend, attention_batch in zip(self._attention, batch.attention, strict=True):
             backend.plan(attention_batch)
         hidden = self._model.forward(batch)
         logprobs = self._score_prompts(plan, q_start, hidden)
-        rows = np.flatnonzero(plan.sample)
         tokens: Int32 = np.zeros(0, np.int32)
+        ended: list[Ended] = []
         if rows.size:
-            sampled, more = self._sample(plan, q_start, hidden, rows)
+            sampled, more, ended = self._sample(plan, q_start, hidden, rows, masks)
             logprobs += more
             tokens = sampled.cpu().numpy()
+            if masks is not None:
+                self._grammars.drawn(masks, tokens)
         return StepResult(
             counts=plan.sample.astype(np.int32),
             tokens=tokens,
             logprobs=logprobs,
+            pooled=self._pool(plan, q_start, hidden),
+            ended=ended,
             device_seconds=time.perf_counter() - begin,
         )
 
@@ -132,6 +158,10 @@ class ModelRunner:
             known = torch.from_numpy(init.tokens.copy()).to(self._token_buffer.device)
             self._token_buffer[init.slot, : len(known)] = known
             self._sampling.write(init.slot, init.tokens, init.num_prompt_tokens, init.sampling)
+            self._pooling.write(init.slot, len(known), init.pooling)
+            self._grammars.start(
+                init.slot, init.grammar, init.sampling.stop_token_ids, init.tokens[init.num_prompt_tokens :]
+            )
         for table, updates in zip(self._page_tables, plan.pages, strict=False):
             if updates.slots.size:
                 places = updates.slots.astype(np.int64) * table.shape[1] + updates.indexes
@@ -141,9 +171,10 @@ class ModelRunner:
                 prefault.reach(int(updates.pages.max()))
 
     def _sample(
-        self, plan: StepPlan, q_start: Int32, hidden: torch.Tensor, rows: np.ndarray
-    ) -> tuple[torch.Tensor, list[RowLogprobs]]:
-        """The next token of the plan's `rows`, written where the next step reads it: (n,) int32."""
+        self, plan: StepPlan, q_start: Int32, hidden: torch.Tensor, rows: np.ndarray, masks: Masks | None
+    ) -> tuple[torch.Tensor, list[RowLogprobs], list[Ended]]:
+        """The next token of the plan's `rows`, written where the next step reads it: (n,) int32. Log probabilities are
+        those of the raw distribution, so they are looked up before `masks` forbid anything."""
         if rows.size < len(hidden):
             last = q_start[1:][rows].astype(np.int64) - 1
             hidden = hidden.index_select(0, self._batches.to_device(last))
@@ -151,17 +182,30 @@ class ModelRunner:
         slots, positions = plan.slots, plan.starts + plan.lens
         if rows.size < len(slots):
             slots, positions = slots[rows], positions[rows]
-        tokens = self._sampler.sample(logits, slots, positions)
-        self._batches.write_tokens(slots, positions, tokens)
         wanted = self._sampling.logprobs[slots]
-        if wanted.max() < 0:
-            return tokens, []
         chosen = np.flatnonzero(wanted >= 0)
         at = self._batches.to_device(chosen)
-        scores = score(logits.index_select(0, at), tokens.index_select(0, at), int(wanted.max()))
-        return tokens, [
-            scores.row(int(rows[i]), n, n + 1, int(wanted[i]), is_prompt=False) for n, i in enumerate(chosen)
-        ]
+        raw = logits.index_select(0, at) if chosen.size else logits
+        ended = masks.apply(logits) if masks is not None else []
+        tokens = self._sampler.sample(logits, slots, positions)
+        self._batches.write_tokens(slots, positions, tokens)
+        more = []
+        if chosen.size:
+            scores = score(raw, tokens.index_select(0, at), int(wanted.max()))
+            more = [
+                scores.row(int(rows[i]), n, n + 1, int(wanted[i]), is_prompt=False)
+                for n, i in enumerate(chosen)
+            ]
+        return tokens, more, [(int(rows[i]), reason) for i, reason in ended]
+
+    def _pool(self, plan: StepPlan, q_start: Int32, hidden: torch.Tensor) -> list[RowPooled]:
+        """What pooling requests asked for whose prompts end in this step."""
+        ended = self._pooling.ended(plan)
+        if not ended:
+            return []
+        spans = [(int(q_start[row]), int(q_start[row + 1])) for row, _ in ended]
+        vectors = self._pooler.pool(hidden, spans, [params for _, params in ended])
+        return [RowPooled(row, vector) for (row, _), vector in zip(ended, vectors, strict=True)]
 
     def _score_prompts(self, plan: StepPlan, q_start: Int32, hidden: torch.Tensor) -> list[RowLogprobs]:
         """Log probabilities of the prompt tokens at positions starts+1 .. starts+lens, for rows that asked."""
@@ -182,6 +226,14 @@ class ModelRunner:
                 parts.append(score(self._model.logits(states), targets, int(wanted[row])))
             result.append(concatenate(parts).row(row, 0, end - start, int(wanted[row]), is_prompt=True))
         return result
+
+
+def grammar_of(request: Request) -> Grammar | None:
+    """The compiled grammar that a constrained request carries."""
+    grammar = request.grammar
+    assert (grammar is None) == (request.sampling.grammar is None), "a grammar is compiled before admission"
+    assert grammar is None or isinstance(grammar, Grammar)
+    return grammar
 
 
 def slot_array(num_slots: int, width: int, device: torch.device) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """From logits to the next token of every row.
 
 The order is that of the field (transformers' processors, vLLM up to the place of min-p): repetition penalty,
-frequency and presence penalty, logit bias, min_tokens (stop ids forbidden), temperature, top-k, top-p over what top-k
-left, min-p; then one draw. Temperature 0 takes the most likely token after min_tokens. Truncation is by threshold:
-tokens that tie with the last one kept are kept as well, so the result does not depend on how a sort breaks ties.
+frequency and presence penalty, logit bias, allowed_token_ids and bad_words, min_tokens (stop ids forbidden),
+temperature, top-k, top-p over what top-k left, min-p; then one draw. Temperature 0 takes the most likely token after
+min_tokens. Truncation is by threshold: tokens that tie with the last one kept are kept as well, so the result does
+not depend on how a sort breaks ties. A grammar's mask is on the logits already, and it wins over all of this.
 
 Draws use the inverse CDF and one uniform number hashed from (seed, position). Every row is computed by operations
 that treat it the same in any batch, so a request's tokens do not depend on its company.
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from .sampling_state import SamplingState
+from .token_rules import UNWANTED
 
 Index = npt.NDArray[np.intp]
 
@@ -61,26 +63,38 @@ class Sampler:
             state.count(
                 slots[penalised].astype(np.intp), tokens[torch.from_numpy(penalised).to(logits.device)]
             )
+        ruled = np.flatnonzero(state.ruled[slots])
+        if ruled.size:
+            state.follow(slots[ruled].tolist(), tokens[torch.from_numpy(ruled).to(logits.device)])
         return tokens.to(torch.int32)
 
     def _adjust(
         self, logits: torch.Tensor, slots: npt.NDArray[np.int32], positions: npt.NDArray[np.int32]
     ) -> torch.Tensor:
-        """Penalties, bias and min_tokens where asked for; the logits given are left as they are."""
+        """Penalties, bias, token rules and min_tokens where asked for; the logits given are left as they are."""
         state = self.state
         penalised = np.flatnonzero(state.penalised[slots])
         biased = np.flatnonzero(state.biased[slots])
+        ruled = np.flatnonzero(state.ruled[slots])
         short = np.flatnonzero(positions < state.min_length[slots])
-        if not (penalised.size or biased.size or short.size):
+        if not (penalised.size or biased.size or ruled.size or short.size):
             return logits
-        logits = logits.clone()
+        given, logits = logits, logits.clone()
         if penalised.size:
             at = torch.from_numpy(penalised).to(logits.device)
             logits[at] = state.penalise(logits[at], slots[penalised].astype(np.intp))
         for row in biased.tolist():
             state.add_bias(logits[row], int(slots[row]))
+        for row in ruled.tolist():
+            state.rule_out(logits[row], int(slots[row]))
         for row in short.tolist():
             state.forbid_stop(logits[row], int(slots[row]))
+        torn = np.flatnonzero(
+            state.constrained[slots] & (state.ruled[slots] | (positions < state.min_length[slots]))
+        )
+        if torn.size:
+            at = torch.from_numpy(torn).to(logits.device)
+            logits[at] = grammar_first(given[at], logits[at])
         return logits
 
     def _take_best(
@@ -117,6 +131,14 @@ class Sampler:
 
     def _uniform(self, slots: npt.NDArray[np.int32], positions: npt.NDArray[np.int32]) -> torch.Tensor:
         return torch.from_numpy(uniform(self.state.seeds[slots], positions)).to(self.state.device)
+
+
+def grammar_first(masked: torch.Tensor, adjusted: torch.Tensor) -> torch.Tensor:
+    """(n, vocab) logits with a grammar's mask, before and after everything else: what the grammar forbids stays
+    forbidden, and a row in which the rest ruled out all that it allows is taken as it was."""
+    adjusted = torch.where(masked == float("-inf"), float("-inf"), adjusted)
+    nothing = adjusted.amax(-1, keepdim=True) <= UNWANTED
+    return torch.where(nothing, masked, adjusted)
 
 
 # ------------------------------------------------------------------------------------------------------ randomness
@@ -242,7 +264,8 @@ def draw_among_best(
     smallest = torch.where(needed, best, torch.inf).amin(-1, keepdim=True)
     least = torch.where(top_p[:, None] < 1.0, torch.maximum(least, smallest), least)
 
-    complete = (best[:, -1:] < least).squeeze(-1)
+    # Behind a last one that weighs nothing, nothing weighs: a grammar may leave a handful of tokens.
+    complete = ((best[:, -1:] < least) | (best[:, -1:] == 0)).squeeze(-1)
     if num == vocab:
         complete = torch.ones_like(complete)
     kept = (candidates >= least) & (candidates >= min_p[:, None])

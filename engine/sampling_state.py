@@ -12,6 +12,7 @@ import torch
 
 from ..scheduler.arrays import Int32
 from ..scheduler.messages import SamplingParams
+from .token_rules import TokenRules, rules_of
 
 GREEDY_TEMPERATURE = 1e-5  # at or below it the most likely token is taken
 
@@ -27,6 +28,8 @@ class SamplingState:
         self.truncated = np.zeros(num_slots, np.bool_)  # top-k or top-p
         self.penalised = np.zeros(num_slots, np.bool_)
         self.biased = np.zeros(num_slots, np.bool_)
+        self.ruled = np.zeros(num_slots, np.bool_)  # allowed_token_ids or bad_words
+        self.constrained = np.zeros(num_slots, np.bool_)  # by a grammar
         self.min_length = np.zeros(num_slots, np.int32)  # tokens, prompt included, before a stop id may come
         self.logprobs = np.full(num_slots, -1, np.int32)
         self.prompt_logprobs = np.full(num_slots, -1, np.int32)
@@ -43,6 +46,7 @@ class SamplingState:
         self.repetition = torch.ones(num_slots, device=device)
         self._bias: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._stop_ids: dict[int, torch.Tensor] = {}
+        self._rules: dict[int, TokenRules] = {}
         # Counts exist only for slots with penalties: `_rows` says where.
         self._rows: dict[int, int] = {}
         self._free_rows: list[int] = []
@@ -59,6 +63,7 @@ class SamplingState:
         self.truncated[slot] = not greedy and (sampling.top_k > 0 or sampling.top_p < 1.0)
         self.penalised[slot] = penalised
         self.biased[slot] = bool(sampling.logit_bias)
+        self.constrained[slot] = sampling.grammar is not None
         self.min_length[slot] = num_prompt_tokens + sampling.min_tokens if sampling.stop_token_ids else 0
         self.logprobs[slot] = sampling.logprobs
         self.prompt_logprobs[slot] = sampling.prompt_logprobs
@@ -68,6 +73,8 @@ class SamplingState:
             greedy
             and not penalised
             and not sampling.logit_bias
+            and not sampling.allowed_token_ids
+            and not sampling.bad_words
             and sampling.logprobs < 0
             and len(tokens) >= self.min_length[slot]
         )
@@ -78,6 +85,7 @@ class SamplingState:
             self.min_p[slot] = sampling.min_p
         self._write_bias(slot, sampling)
         self._write_counts(slot, tokens, num_prompt_tokens, sampling, penalised)
+        self._write_rules(slot, tokens[num_prompt_tokens:], sampling)
 
     def _write_bias(self, slot: int, sampling: SamplingParams) -> None:
         self._bias.pop(slot, None)
@@ -110,6 +118,13 @@ class SamplingState:
         counts = np.bincount(output, minlength=self.vocab_size).astype(np.int32)
         self._output_counts[row] = torch.from_numpy(counts)
 
+    def _write_rules(self, slot: int, output: Int32, sampling: SamplingParams) -> None:
+        self._rules.pop(slot, None)
+        rules = rules_of(sampling, output, self.vocab_size, self.device)
+        self.ruled[slot] = rules is not None
+        if rules is not None:
+            self._rules[slot] = rules
+
     def _grow(self) -> None:
         old = len(self._output_counts)
         more = max(1, old)
@@ -140,6 +155,16 @@ class SamplingState:
     def forbid_stop(self, logits: torch.Tensor, slot: int) -> None:
         """logits (vocab_size,) of one slot that has not produced min_tokens yet, in place."""
         logits.index_fill_(0, self._stop_ids[slot], float("-inf"))
+
+    def rule_out(self, logits: torch.Tensor, slot: int) -> None:
+        """logits (vocab_size,) of one ruled slot, in place."""
+        self._rules[slot].apply(logits)
+
+    def follow(self, slots: list[int], tokens: torch.Tensor) -> None:
+        """Ruled `slots` sampled `tokens` (n,); only rules that look back make the host wait for them."""
+        if any(self._rules[slot].follows_output for slot in slots):
+            for slot, token in zip(slots, tokens.tolist(), strict=True):
+                self._rules[slot].follow(token)
 
     def count(self, slots: npt.NDArray[np.intp], tokens: torch.Tensor) -> None:
         """Penalised `slots` sampled `tokens` (n,)."""

@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ Shape = tuple[int, ...]
 Progress = Callable[[float], None]
 
 # Left in some checkpoints though no model reads them.
-IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias")
+IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".embeddings.position_ids")
 LISTED = 6  # names per kind in an error
 
 
@@ -50,6 +51,30 @@ class DeclaredWeights:
         return sum(math.prod(shape) for shape in self.shapes.values()) * self.dtype.itemsize
 
 
+@dataclass(frozen=True, slots=True)
+class Names:
+    """How tensors are named in checkpoints of a family.
+
+    A body saved without its head lacks the `prefix` that all its names else begin with. What begins with one of
+    `unused` may be there and is not read.
+    """
+
+    prefix: str = ""
+    unused: tuple[str, ...] = ()
+
+    def expected(self, stored: Iterable[str]) -> dict[str, str]:
+        """The name under which a model asks for a tensor -> the name it is stored by."""
+        stored = list(stored)
+        lacking = self.prefix and not any(name.startswith(self.prefix) for name in stored)
+        prefix = self.prefix if lacking else ""
+        return {prefix + modern(name): name for name in stored}
+
+
+def modern(name: str) -> str:
+    """Checkpoints converted from TensorFlow call the weight and bias of a layer norm gamma and beta."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
 class SafetensorsWeights:
     """The tensors of a checkpoint directory: model.safetensors, or the shards of model.safetensors.index.json.
 
@@ -64,8 +89,10 @@ class SafetensorsWeights:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        names: Names | None = None,
         progress: Progress = lambda fraction: None,
     ) -> None:
+        names = names or Names()
         self._device = device
         self._dtype = dtype
         self._progress = progress
@@ -77,13 +104,17 @@ class SafetensorsWeights:
             except (OSError, SafetensorError) as error:
                 raise ConfigurationError(f"{path} cannot be read: {error}") from None
             self._where.update(dict.fromkeys(file.keys(), file))
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name, file in self._where.items()}
-        check_shapes(needed, shapes, str(model_dir))
+        self._stored = names.expected(self._where)
+        shapes = {
+            name: tuple(self._where[stored].get_slice(stored).get_shape())
+            for name, stored in self._stored.items()
+        }
+        check_shapes(needed, shapes, str(model_dir), names.unused)
         self._total = sum(math.prod(shape) for shape in needed.values())
         self._done = 0
 
     def tensor(self, name: str, shape: Shape) -> torch.Tensor:
-        mapped: torch.Tensor = self._where[name].get_tensor(name)
+        mapped = self._mapped(name)
         self._count(math.prod(shape))
         return mapped.to(device=self._device, dtype=self._dtype)
 
@@ -91,9 +122,14 @@ class SafetensorsWeights:
         heights = [shape[0] for shape in shapes]
         out = torch.empty((sum(heights), *shapes[0][1:]), dtype=self._dtype, device=self._device)
         for name, part in zip(names, out.split_with_sizes(heights), strict=True):
-            part.copy_(self._where[name].get_tensor(name))
+            part.copy_(self._mapped(name))
             self._count(part.numel())
         return out
+
+    def _mapped(self, name: str) -> torch.Tensor:
+        stored = self._stored[name]
+        tensor: torch.Tensor = self._where[stored].get_tensor(stored)
+        return tensor
 
     def _count(self, numel: int) -> None:
         self._done += numel
@@ -130,7 +166,9 @@ def checkpoint_files(model_dir: Path) -> list[Path]:
     return [model_dir / shard for shard in shards]
 
 
-def check_shapes(needed: Mapping[str, Shape], found: Mapping[str, Shape], where: str) -> None:
+def check_shapes(
+    needed: Mapping[str, Shape], found: Mapping[str, Shape], where: str, unused: tuple[str, ...] = ()
+) -> None:
     """Raise one ConfigurationError that lists missing, mis-shaped and unexpected tensors."""
     missing = [name for name in needed if name not in found]
     wrong = [
@@ -138,7 +176,7 @@ def check_shapes(needed: Mapping[str, Shape], found: Mapping[str, Shape], where:
         for name, shape in needed.items()
         if name in found and found[name] != shape
     ]
-    unexpected = [name for name in found if name not in needed and not ignorable(name)]
+    unexpected = [name for name in found if name not in needed and not ignorable(name, unused)]
     complaints = [
         f"{len(names)} {kind}: {listing(names)}"
         for kind, names in (("missing", missing), ("mis-shaped", wrong), ("unexpected", unexpected))
@@ -151,9 +189,9 @@ def check_shapes(needed: Mapping[str, Shape], found: Mapping[str, Shape], where:
         )
 
 
-def ignorable(name: str) -> bool:
+def ignorable(name: str, unused: tuple[str, ...]) -> bool:
     # A tied head is often stored beside the embedding it equals.
-    return name == "lm_head.weight" or name.endswith(IGNORED_SUFFIXES)
+    return name == "lm_head.weight" or name.endswith(IGNORED_SUFFIXES) or name.startswith(unused)
 
 
 def listing(names: Iterable[str]) -> str:
@@ -202,7 +240,7 @@ class DummyWeights:
         return out
 
     def _fill(self, name: str, out: torch.Tensor) -> None:
-        if name.endswith("norm.weight"):
+        if name.lower().endswith("norm.weight"):
             out.fill_(1.0)
         elif name.endswith(".bias"):
             out.zero_()

@@ -52,3 +52,10 @@ class Ops(Protocol):
         eps: float = 1e-6,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Optional per-head RMSNorm, then NeoX-style rotary embedding (half with half), in place."""
+
+    def mask_logits(self, logits: torch.Tensor, bits: torch.Tensor, rows: torch.Tensor) -> None:
+        """Forbid tokens, in place: their logits become -inf.
+
+        logits (n, vocab_size); rows (k,) int32, which of them; bits (k, ceil(vocab_size / 32)) int32, where bit t % 32
+        of word t // 32 is set if token t may come. All on the same device.
+        """

@@ -68,6 +68,13 @@ class TorchOps:
             x.copy_(rotate(x.float() if norm is None else norm_heads(x, norm, eps), cos, sin))
         return q, k
 
+    def mask_logits(self, logits: torch.Tensor, bits: torch.Tensor, rows: torch.Tensor) -> None:
+        """Forbid tokens in `rows` (k,) int32 of logits (n, vocab_size), in place; bits (k, words) int32."""
+        places = torch.arange(32, dtype=torch.int32, device=bits.device)
+        allowed = ((bits[:, :, None] >> places) & 1).bool().flatten(1)[:, : logits.shape[1]]
+        index = rows.long()
+        logits[index] = logits[index].masked_fill_(~allowed, float("-inf"))
+
 
 def norm_heads(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm over the last dimension, in float32 and left there: (T, heads, head_dim)."""

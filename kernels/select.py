@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .attention.bidirectional import BidirectionalAttention, PaddedBidirectional, TorchBidirectional
 from .attention.cpu_backend import CpuAttention
 from .attention.interface import AttentionBackend, AttentionSpec
 from .attention.torch_backend import TorchAttention
@@ -28,6 +29,11 @@ def select_attention(name: str, device: torch.device, spec: AttentionSpec) -> At
     """The attention back end under `name`; ValueError when the name is unknown or cannot run on `device`."""
     library = library_for(name, device)
     return TorchAttention(spec) if library is None else CpuAttention(spec, library)
+
+
+def select_bidirectional(name: str, device: torch.device) -> BidirectionalAttention:
+    """Attention of encoders under `name`: `torch` is the oracle, every other name torch's fused kernels."""
+    return TorchBidirectional() if name == "torch" else PaddedBidirectional(device)
 
 
 def library_for(name: str, device: torch.device) -> Library | None:

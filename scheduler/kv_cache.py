@@ -13,6 +13,7 @@ from .plan import PageUpdates
 from .radix import ABSENT, Node, RadixCache, TreeLog
 from .requests import Request
 
+_NO_END = 1 << 31
 _EMPTY: Int32 = np.zeros(0, np.int32)
 _EMPTY.flags.writeable = False
 
@@ -78,8 +79,8 @@ class KVCache:
         return min(pages, self.window_pages(window + chunk - 1))
 
     def available(self) -> int:
-        """Pages that can be taken now in the group that has fewest."""
-        return min(pool.available for pool in self.pools)
+        """Pages that can be taken now in the group that has fewest; without groups there is no end of them."""
+        return min((pool.available for pool in self.pools), default=_NO_END)
 
     def updates(self) -> list[PageUpdates]:
         """What changed in the tables since the last call, one entry per group."""

@@ -30,7 +30,11 @@ class RequestTooLong(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
-    """`max_num_batched_tokens` bounds the tokens of one step and must hold a decode of every running request."""
+    """`max_num_batched_tokens` bounds the tokens of one step and must hold a decode of every running request.
+
+    A model without `groups` keeps nothing from one step to the next (an encoder): its prompts are not cut into chunks,
+    so a step must hold the longest, and requests end with their prompt.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -50,8 +54,13 @@ class SchedulerConfig:
                 f"max_num_batched_tokens {self.max_num_batched_tokens} is below max_num_seqs {self.max_num_seqs}: "
                 "a step must have room for one token of every running request"
             )
-        if not self.groups:
-            raise ValueError("groups is empty, a model has at least one KV group")
+        if not self.groups and self.max_num_batched_tokens < self.max_model_len:
+            raise ValueError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} is below max_model_len {self.max_model_len}: "
+                "without KV groups a prompt is computed in one step"
+            )
+        if not self.groups and self.enable_prefix_caching:
+            raise ValueError("enable_prefix_caching needs KV groups")
         for group in self.groups:
             if group.num_pages < 1 or (group.kind == "sliding") != (group.window is not None):
                 raise ValueError(

@@ -20,7 +20,10 @@ DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat: TypeAlias = Literal["auto", "safetensors", "dummy"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Policy: TypeAlias = Literal["fcfs", "lpm", "wspt"]
-FinishReason: TypeAlias = Literal["stop", "length", "abort", "error"]
+Runner: TypeAlias = Literal["auto", "generate", "pooling"]
+Convert: TypeAlias = Literal["auto", "none", "embed"]
+Task: TypeAlias = Literal["generate", "embed", "classify"]
+FinishReason: TypeAlias = Literal["stop", "length", "abort", "error", "repetition"]
 EngineState: TypeAlias = Literal["loading", "ready", "draining", "restarting", "failed"]
 
 
@@ -40,6 +43,13 @@ class KVEventsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     topic: str = ""
 
 
+class PoolerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`--pooler-config`: how embeddings are made where the checkpoint does not say, or says otherwise."""
+
+    pooling_type: Literal["CLS", "LAST", "MEAN"] | None = None
+    normalize: bool | None = None
+
+
 class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything an engine process is told at its start; the supervisor writes it as JSON, the engine reads it.
 
@@ -50,12 +60,17 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     incarnation: int = 0  # new at every start; 0 = the engine takes the time
     frontends: list[str] = []  # ZMQ endpoints of the front ends, index = front end id
     model_dir: str
+    tokenizer_dir: str | None = None  # of the tokenizer.json without which no grammar can be used
+    grammar_cache_bytes: int = 256 << 20
     load_format: LoadFormat = "auto"
     dtype: DType = "auto"
     device: Device = "auto"
     kv_cache_dtype: DType = "auto"
     max_model_len: int | None = None
     hf_overrides: dict[str, Any] = {}
+    runner: Runner = "auto"
+    convert: Convert = "auto"
+    pooler_config: PoolerConfig | None = None
     page_size: int = 16
     num_pages: int | None = None  # overrides the memory budget
     kv_cache_memory_bytes: int | None = None
@@ -73,8 +88,23 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     log_level: str = "info"
 
 
+class PoolingInfo(Struct, frozen=True, kw_only=True):
+    """What a model makes of whole prompts: the size of its embeddings, or the labels of its classes, in order.
+
+    `matryoshka_dimensions` are the shorter sizes an embedding may be cut to; `any_dimension` allows every one.
+    """
+
+    embedding_size: int = 0
+    any_dimension: bool = False
+    matryoshka_dimensions: list[int] = []
+    labels: list[str] = []
+
+
 class EngineInfo(Struct, frozen=True, kw_only=True):
-    """What a loaded engine is; sent inside every `EngineStatus` once it is ready."""
+    """What a loaded engine is; sent inside every `EngineStatus` once it is ready.
+
+    `num_pages` is 0 where nothing is cached (encoders). `pooling` is there if `tasks` has more than `generate`.
+    """
 
     max_model_len: int
     vocab_size: int
@@ -90,9 +120,34 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     weight_bytes: int
     kv_cache_bytes: int
     startup_seconds: dict[str, float]  # phase -> seconds
+    tasks: tuple[Task, ...] = ("generate",)
+    pooling: PoolingInfo | None = None
 
 
 # ------------------------------------------------------------------------------------------- front end -> engine
+
+
+class GrammarSpec(Struct, frozen=True, omit_defaults=True):
+    """What the output text of one sequence must look like, in a language that xgrammar compiles.
+
+    `text` is a JSON Schema, a regular expression, a grammar (EBNF or Lark) or a structural tag (JSON), as `kind` says;
+    empty for `json`, which takes any JSON object. It has passed the grammar process: compiling it ends, in bounds.
+    """
+
+    kind: Literal["json", "json_schema", "regex", "ebnf", "lark", "structural_tag"]
+    text: str = ""
+    any_whitespace: bool = True  # JSON: bounded white space between elements, or the one canonical form
+
+
+class RepetitionDetection(Struct, frozen=True):
+    """End with reason `repetition` when the output ends in `min_count` copies of a pattern.
+
+    Patterns of `min_pattern_size` .. `max_pattern_size` tokens are looked for.
+    """
+
+    max_pattern_size: int
+    min_pattern_size: int
+    min_count: int
 
 
 class SamplingParams(Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -102,7 +157,9 @@ class SamplingParams(Struct, frozen=True, omit_defaults=True, kw_only=True):
     draws depend on (seed, position) alone. `stop_token_ids` holds the EOS ids too, unless EOS is ignored; none of
     them may be produced before `min_tokens` tokens were. `top_k` 0 means off. `logprobs` is the number of top
     alternatives per output token (-1 = off, 0 = the chosen token alone); `prompt_logprobs` likewise for the prompt.
-    Penalties: presence and frequency look at output tokens, repetition at prompt and output.
+    Penalties: presence and frequency look at output tokens, repetition at prompt and output. Where
+    `allowed_token_ids` is not empty nothing else may come; none of the token sequences in `bad_words` may be
+    completed. With a `grammar` only what it allows may come; tokens of a resumed output have been accepted by it.
     """
 
     max_tokens: int
@@ -119,6 +176,26 @@ class SamplingParams(Struct, frozen=True, omit_defaults=True, kw_only=True):
     stop_token_ids: list[int] = []
     logprobs: int = -1
     prompt_logprobs: int = -1
+    allowed_token_ids: list[int] = []
+    bad_words: list[list[int]] = []
+    repetition_detection: RepetitionDetection | None = None
+    grammar: GrammarSpec | None = None
+
+
+class PoolingParams(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What is wanted of one prompt instead of a continuation; the answer is one `Pooled`.
+
+    `embed`: a vector, cut to its first `dimensions` components (0 = all), then brought to unit length, or as
+    `normalize` says (None = as the checkpoint does). `classify`: a probability for each label, or with `activation`
+    false the numbers before the sigmoid or softmax. `token_types` (uint8, one a token; empty = all 0) tell an encoder
+    the parts of a pair.
+    """
+
+    task: Literal["embed", "classify"]
+    token_types: bytes = b""
+    dimensions: int = 0
+    normalize: bool | None = None
+    activation: bool = True
 
 
 class Hello(Struct, frozen=True, tag="hello"):
@@ -129,12 +206,16 @@ class Hello(Struct, frozen=True, tag="hello"):
 
 
 class Submit(Struct, frozen=True, tag="submit", kw_only=True):
-    """One sequence to continue. `tokens` (int32) is the prompt followed by output already produced, if resumed."""
+    """One sequence to continue. `tokens` (int32) is the prompt followed by output already produced, if resumed.
+
+    With `pooling` it is read, not continued: `sampling` then has max_tokens 0.
+    """
 
     request_id: int
     tokens: bytes
     num_prompt_tokens: int
     sampling: SamplingParams
+    pooling: PoolingParams | None = None
     priority: int = 0  # lower runs first
     cache_salt: str = ""  # prefix-cache namespace
 
@@ -192,6 +273,13 @@ class TokenLogprobs(Struct, frozen=True, array_like=True):
     top_logprobs: bytes
 
 
+class Pooled(Struct, frozen=True, array_like=True):
+    """What a pooling request asked for, float32 (n,); its `Finish` is in the same message."""
+
+    request_id: int
+    values: bytes
+
+
 class StepOutput(Struct, frozen=True, tag="step", kw_only=True, omit_defaults=True):
     """What one step produced for all requests of one front end.
 
@@ -204,6 +292,7 @@ class StepOutput(Struct, frozen=True, tag="step", kw_only=True, omit_defaults=Tr
     first: list[FirstToken] = []
     finished: list[Finish] = []
     logprobs: list[TokenLogprobs] = []
+    pooled: list[Pooled] = []
 
 
 class Rejected(Struct, frozen=True, tag="rejected"):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Int32
-from .plan import RowLogprobs
+from .plan import RowLogprobs, RowPooled
 from .requests import Request
 
 
@@ -23,6 +23,7 @@ class StepOutcome:
     first: list[tuple[Request, float, float]] = field(default_factory=list)  # queue and prefill seconds
     finished: list[Request] = field(default_factory=list)
     logprobs: list[tuple[Request, RowLogprobs]] = field(default_factory=list)
+    pooled: list[tuple[Request, RowPooled]] = field(default_factory=list)
 
 
 def undelivered_scores(request: Request, start: int, entry: RowLogprobs) -> RowLogprobs | None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Bool, Int32
+from .messages import FinishReason
 from .requests import Request
 
 
@@ -72,10 +73,22 @@ class RowLogprobs:
 
 
 @dataclass(slots=True)
+class RowPooled:
+    """What a pooling request whose prompt ended in row `row` of a plan asked for: float32 (n,)."""
+
+    row: int
+    values: npt.NDArray[np.float32]
+
+
+@dataclass(slots=True)
 class StepResult:
     """What a plan produced: `counts` int32 (rows,) new tokens per row (0 where not sampled), `tokens` int32 flat."""
 
     counts: Int32
     tokens: Int32
     logprobs: list[RowLogprobs] = field(default_factory=list)
+    pooled: list[RowPooled] = field(default_factory=list)
+    ended: list[tuple[int, FinishReason]] = field(
+        default_factory=list
+    )  # rows that cannot go on: no token of theirs counts
     device_seconds: float = 0.0

@@ -8,7 +8,7 @@ from enum import Enum
 import numpy as np
 
 from .arrays import Int32
-from .messages import FinishReason, SamplingParams
+from .messages import FinishReason, PoolingParams, SamplingParams
 from .radix import Node
 
 
@@ -42,6 +42,8 @@ class Request:
     tokens: Int32
     num_prompt_tokens: int
     sampling: SamplingParams
+    pooling: PoolingParams | None = None  # with it nothing is drawn: max_tokens is 0
+    grammar: object = None  # compiled, for the runner; opaque here
     priority: int = 0  # lower runs first
     cache_salt: str = ""
     arrival: float = 0.0
@@ -77,6 +79,7 @@ class Request:
                 f"num_prompt_tokens is {self.num_prompt_tokens}, it must lie between 1 and the {len(self.tokens)} "
                 "tokens given"
             )
+        assert self.pooling is None or self.sampling.max_tokens == 0, "a pooled prompt is not continued"
 
     @property
     def rank(self) -> tuple[int, float, int]:

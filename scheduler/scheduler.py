@@ -70,16 +70,24 @@ class Scheduler:
     # ---------------------------------------------------------------------------------------------------- requests
 
     def add(self, request: Request) -> None:
-        """Queue a request.
+        """Queue a request, if `vet` has nothing against it."""
+        self.vet(request)
+        self.enqueue(request)
+
+    def vet(self, request: Request, num_held: int = 0) -> None:
+        """May it be queued? `num_held` requests that were vetted wait elsewhere for what they need.
 
         Raises:
             RequestTooLong: it breaks `max_model_len`, or even alone it would not fit the page pools.
             QueueFull: `max_num_queued_reqs` requests wait already.
         """
         self._refuse_what_never_fits(request)
-        bound = self.config.max_num_queued_reqs
-        if bound is not None and self._waiting.num_new >= bound:
-            raise QueueFull(self._waiting.num_new, bound)
+        bound, waiting = self.config.max_num_queued_reqs, self._waiting.num_new + num_held
+        if bound is not None and waiting >= bound:
+            raise QueueFull(waiting, bound)
+
+    def enqueue(self, request: Request) -> None:
+        """Queue a request that was vetted; its arrival gives it its place."""
         request.sequence = self._next_sequence
         self._next_sequence += 1
         request.move(State.WAITING)
@@ -233,6 +241,8 @@ class Scheduler:
             and self._slots.num_free
         ):
             request = self._pick(self._waiting, self._cached_tokens)
+            if not self.config.groups and len(request.tokens) > budget:
+                break
             spare = self._spare_pages()
             if self._kv.surely_short(request, spare):
                 break
@@ -326,6 +336,7 @@ class Scheduler:
             "every sampled row brings one token, the others none"
         )
         state = self._slots
+        ended = self._end_rows(plan, result.ended)
         live: Bool = state.phase[plan.slots] != Phase.FREE
         drawn = live & plan.sample
         if drawn.all():
@@ -333,12 +344,16 @@ class Scheduler:
         else:
             slots, tokens = plan.slots[drawn], result.tokens[drawn[plan.sample]]
         stopped, ends = state.append(slots, tokens)
+        repeating = state.repeats(slots, tokens)
+        if repeating:
+            ends = ends | np.isin(slots, list(repeating))
         self._counters.generation_tokens += slots.size
         outcome = StepOutcome(
             frontend_ids=state.frontend_ids[slots],
             request_ids=state.request_ids[slots],
             counts=np.ones(slots.size, np.uint16),
             tokens=tokens,
+            finished=ended,
         )
         for entry in result.logprobs:
             if live[entry.row]:
@@ -348,17 +363,35 @@ class Scheduler:
                     scores = undelivered_scores(request, int(plan.starts[entry.row]), entry)
                 if scores is not None:
                     outcome.logprobs.append((request, scores))
+        for pooled in result.pooled:
+            if live[pooled.row]:
+                outcome.pooled.append((self._request_in(int(plan.slots[pooled.row])), pooled))
         self._in_flight.popleft()
         self._finish_prefills(plan, live, now, outcome)
         for row in np.flatnonzero(ends).tolist():
-            request = self._request_in(int(slots[row]))
+            slot = int(slots[row])
+            request = self._request_in(slot)
+            reason: FinishReason = "stop" if stopped[row] else "length"
+            if slot in repeating and not stopped[row] and state.known[slot] < state.limit[slot]:
+                reason = "repetition"
             self._vacate(request)
-            self._finish(request, "stop" if stopped[row] else "length")
+            self._finish(request, reason)
             outcome.finished.append(request)
         state.wake(plan.step)
         if self._log is not None:
             self._log.committed(plan.step)
         return outcome
+
+    def _end_rows(self, plan: StepPlan, ended: list[tuple[int, FinishReason]]) -> list[Request]:
+        """Finish the requests of rows that cannot go on, without the token of this step; returns them."""
+        finished = []
+        for row, reason in ended:
+            request = self._slots.requests[plan.slots[row]]
+            if request is not None:
+                self._vacate(request)
+                self._finish(request, reason)
+                finished.append(request)
+        return finished
 
     def _finish_prefills(self, plan: StepPlan, live: Bool, now: float, outcome: StepOutcome) -> None:
         """First tokens, and the end of requests that wanted no token at all."""
@@ -367,16 +400,16 @@ class Scheduler:
                 continue
             slot = int(plan.slots[row])
             request = self._request_in(slot)
-            if plan.sample[row]:
-                if request.first_token_at is None:
-                    assert request.admitted_at is not None
-                    request.first_token_at = now
-                    outcome.first.append(
-                        (request, request.admitted_at - request.arrival, now - request.admitted_at)
-                    )
-            elif plan.starts[row] + plan.lens[row] == self._slots.known[slot]:
+            ends = not plan.sample[row] and plan.starts[row] + plan.lens[row] == self._slots.known[slot]
+            if (plan.sample[row] or ends) and request.first_token_at is None:
+                assert request.admitted_at is not None
+                request.first_token_at = now
+                outcome.first.append(
+                    (request, request.admitted_at - request.arrival, now - request.admitted_at)
+                )
+            if ends:
                 self._vacate(request)
-                self._finish(request, "length")
+                self._finish(request, "stop" if request.pooling is not None else "length")
                 outcome.finished.append(request)
 
     # ------------------------------------------------------------------------------------------------ giving slots up
@@ -462,7 +495,7 @@ class Scheduler:
         return EngineLoad(
             num_running=self._num_running,
             num_waiting=len(self._waiting),
-            kv_usage=max(pool.num_held / pool.num_pages for pool in pools),
+            kv_usage=max((pool.num_held / pool.num_pages for pool in pools), default=0.0),
             held_pages=sum(pool.num_held for pool in pools),
             cached_pages=sum(pool.num_cached for pool in pools),
             free_pages=sum(pool.num_free for pool in pools),

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Bool, Int32
+from .repetition import Repetition
 from .requests import Request
 
 _NARROW = 16  # stop ids per slot that are compared vectorised; requests with more are looked up one by one
@@ -49,8 +50,12 @@ class SlotTable:
         self.request_ids: npt.NDArray[np.uint32] = np.zeros(num_slots, np.uint32)
         self.requests: list[Request | None] = [None] * num_slots
         self._stop_after: Int32 = np.zeros(num_slots, np.int32)  # stop tokens count from this many tokens on
+        self._always_stops: Bool = np.zeros(
+            num_slots, np.bool_
+        )  # a grammar comes to its end before min_tokens
         self._stop_ids: Int32 = np.full((num_slots, 1), -1, np.int32)
         self._many_stop_ids: dict[int, frozenset[int]] = {}
+        self._repetition: dict[int, Repetition] = {}
         self._free = list(range(num_slots - 1, -1, -1))
         self._resting: deque[tuple[int, int]] = deque()  # (step that still names it, slot)
         self._decodes: Int32 | None = None
@@ -74,7 +79,11 @@ class SlotTable:
         self.request_ids[slot] = request.request_id
         self.requests[slot] = request
         self._stop_after[slot] = request.num_prompt_tokens + sampling.min_tokens
+        self._always_stops[slot] = sampling.grammar is not None
         self._set_stop_ids(slot, sampling.stop_token_ids)
+        if sampling.repetition_detection is not None:
+            output = request.tokens[request.num_prompt_tokens :]
+            self._repetition[slot] = Repetition(sampling.repetition_detection, output)
         request.slot = slot
         self.move(slot, Phase.PREFILL)
         return slot
@@ -86,6 +95,7 @@ class SlotTable:
         request.slot = -1
         self.requests[slot] = None
         self._many_stop_ids.pop(slot, None)
+        self._repetition.pop(slot, None)
         self.move(slot, Phase.FREE)
         if newest_step is None:
             self._free.append(slot)
@@ -140,8 +150,20 @@ class SlotTable:
                 ids = self._many_stop_ids.get(slot)
                 if ids is not None and int(tokens[row]) in ids:
                     stopped[row] = True
-        stopped &= known > self._stop_after[slots]
+        stopped &= (known > self._stop_after[slots]) | self._always_stops[slots]
         return stopped, stopped | (known >= self.limit[slots])
+
+    def repeats(self, slots: Int32, tokens: Int32) -> set[int]:
+        """The slots whose output goes round in circles with the new `tokens`; called once for every appended token."""
+        if not self._repetition:
+            return set()
+        return {
+            slot
+            for row, slot in enumerate(slots.tolist())
+            if slot in self._repetition
+            and self._repetition[slot].push(int(tokens[row]))
+            and self.known[slot] > self._stop_after[slot]
+        }
 
     def _set_stop_ids(self, slot: int, ids: list[int]) -> None:
         self._stop_ids[slot] = -1

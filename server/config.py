@@ -11,10 +11,22 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
 
-from ..scheduler.messages import Device, DType, KVEventsConfig, LoadFormat, Policy
+from ..scheduler.messages import (
+    Convert,
+    Device,
+    DType,
+    KVEventsConfig,
+    LoadFormat,
+    Policy,
+    PoolerConfig,
+    Runner,
+)
+from .limits import LimitOptions
 from .options.values import Option, count, size
+from .parsing.options import AUTO, ParsingOptions
 
 DEFAULT_PORT = 8000
+CacheScope: TypeAlias = Literal["global", "tenant", "request"]
 Positive: TypeAlias = Annotated[int, Meta(ge=1)]
 DTYPE_SPELLINGS = {
     "half": "float16",
@@ -112,6 +124,32 @@ class ModelOptions(Group, frozen=True):
             metavar="JSON",
         ),
     ] = {}
+    runner: Annotated[
+        Runner,
+        Option(
+            "What the model is run for: `generate` = continue prompts; `pooling` = read them, for embeddings, scores "
+            "and classes. `auto`: what its architecture and its sentence-transformers files say; a model that "
+            "generates then answers /v1/embeddings as well.",
+            aliases=("--task",),
+            spellings={"embed": "pooling", "embedding": "pooling", "classify": "pooling", "score": "pooling"},
+        ),
+    ] = "auto"
+    convert: Annotated[
+        Convert,
+        Option(
+            "`embed` leaves out the model's head and makes embeddings of what lies before it; `none` keeps a model that "
+            "generates from embedding too."
+        ),
+    ] = "auto"
+    pooler_config: Annotated[
+        PoolerConfig | None,
+        Option(
+            "How embeddings are made, if not as the checkpoint says: JSON object with `pooling_type` (CLS, LAST or "
+            "MEAN) and `normalize` (true or false).",
+            aliases=("--override-pooler-config",),
+            metavar="JSON",
+        ),
+    ] = None
     chat_template: Annotated[
         str | None,
         Option(
@@ -149,6 +187,7 @@ class ServerOptions(Group, frozen=True):
             metavar="KEY",
         ),
     ] = []
+    open_metrics: Annotated[bool, Option("/metrics needs no key either.")] = False
     api_workers: Annotated[
         int,
         Meta(ge=1, le=256),
@@ -178,22 +217,6 @@ class ServerOptions(Group, frozen=True):
     ssl_certfile: Annotated[
         str | None, Option("Certificate chain (PEM) for HTTPS; needs --ssl-keyfile.", metavar="FILE")
     ] = None
-    max_request_bytes: Annotated[
-        int,
-        Meta(ge=1024),
-        Option(
-            "Largest request body; larger ones get a 413.",
-            aliases=("--max-body-size",),
-            read=size,
-            metavar="SIZE",
-        ),
-    ] = 32 << 20
-    max_logprobs: Annotated[
-        int,
-        Meta(ge=0),
-        Option("Most alternatives a request may ask for with logprobs or top_logprobs."),
-    ] = 20
-    max_n: Annotated[int, Meta(ge=1), Option("Most choices (`n`) one request may ask for.")] = 128
     sse_keep_alive_interval: Annotated[
         float,
         Meta(ge=0),
@@ -283,6 +306,13 @@ class CacheOptions(Group, frozen=True):
         bool,
         Option("Reuse the KV cache of shared prompt prefixes.", negations=("--disable-radix-cache",)),
     ] = True
+    prefix_cache_scope: Annotated[
+        CacheScope,
+        Option(
+            "Who shares cached prefixes: `global` = everybody, `tenant` = requests with the same API key, "
+            "`request` = nobody. Sharing shows in the time to the first token; `cache_salt` divides further."
+        ),
+    ] = "global"
     kv_events_config: Annotated[
         KVEventsConfig | None,
         Option(
@@ -291,6 +321,48 @@ class CacheOptions(Group, frozen=True):
             metavar="JSON",
         ),
     ] = None
+
+
+class ResponseStoreOptions(Group, frozen=True):
+    """Stored responses"""
+
+    responses_store_size: Annotated[
+        int,
+        Meta(ge=0),
+        Option(
+            "Disk space (in the temporary directory) for what /v1/responses stores; the least recently used go "
+            "first. 0 = store nothing.",
+            read=size,
+            metavar="SIZE",
+        ),
+    ] = 256 << 20
+    responses_store_entries: Annotated[
+        int, Meta(ge=0), Option("Most responses that are stored; 0 = store nothing.")
+    ] = 10_000
+    responses_store_ttl: Annotated[
+        float,
+        Meta(gt=0),
+        Option("Seconds after its last use when a stored response is forgotten.", metavar="SECONDS"),
+    ] = 86_400.0
+
+
+class GrammarOptions(Group, frozen=True):
+    """Structured outputs"""
+
+    grammar_compile_timeout: Annotated[
+        float,
+        Meta(gt=0),
+        Option(
+            "Seconds that compiling a request's schema, regular expression or grammar may take, beside everything "
+            "else; longer ones get a 400.",
+            metavar="SECONDS",
+        ),
+    ] = 10.0
+    grammar_compile_memory: Annotated[
+        int,
+        Meta(ge=16 << 20),
+        Option("Memory that compiling it may take; larger ones get a 400.", read=size, metavar="SIZE"),
+    ] = 1 << 30
 
 
 class DeviceOptions(Group, frozen=True):
@@ -348,8 +420,12 @@ class ServeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     model: ModelOptions = ModelOptions()
     server: ServerOptions = ServerOptions()
+    limits: LimitOptions = LimitOptions()
     scheduler: SchedulerOptions = SchedulerOptions()
     cache: CacheOptions = CacheOptions()
+    parsing: ParsingOptions = ParsingOptions()
+    response_store: ResponseStoreOptions = ResponseStoreOptions()
+    grammar: GrammarOptions = GrammarOptions()
     device: DeviceOptions = DeviceOptions()
     observability: ObservabilityOptions = ObservabilityOptions()
     lifecycle: LifecycleOptions = LifecycleOptions()
@@ -384,17 +460,24 @@ class FrontEndConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         None  # of the seeds for requests that bring none (mix in frontend_id); None = fresh entropy
     )
 
+    tool_call_parser: str = AUTO
+    exclude_tools_when_tool_choice_none: bool = False
+    reasoning_parser: str = AUTO
     api_keys: list[str] = []  # empty = open
+    open_metrics: bool = False  # /metrics needs no key
+    prefix_cache_scope: CacheScope = "global"
+    cache_salt_secret: str = ""  # of the hash that makes salts from API keys; the same in all front ends
     allowed_origins: list[str] = []  # empty = no CORS headers
     root_path: str = ""
     ssl_keyfile: str | None = None
     ssl_certfile: str | None = None
-    max_request_bytes: int = 32 << 20
-    max_logprobs: int = 20
-    max_n: int = 128
+    limits: LimitOptions = LimitOptions()
+    response_store: ResponseStoreOptions = ResponseStoreOptions()
+    responses_dir: str | None = None  # where they lie, shared by all front ends; None = nothing is stored
     sse_keep_alive_s: float = 15.0  # 0 = never
     enable_request_id_headers: bool = True
     shutdown_timeout_s: float = 30.0
+    grammar_compile_timeout_s: float = 10.0
     log_level: str = "info"
     log_requests: bool = False  # one line per finished request
     log_stats: bool = (

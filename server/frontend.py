@@ -61,6 +61,7 @@ class FrontEnd:
         services.link.on_status = on_status
         self._http = HttpServer(
             build_app(services, exposition),
+            limits=config.limits,
             root_path=config.root_path,
             ssl_keyfile=config.ssl_keyfile,
             ssl_certfile=config.ssl_certfile,
@@ -69,8 +70,10 @@ class FrontEnd:
 
     async def run(self) -> None:
         """Serve until `drain`, and until the running requests are over."""
-        link = self._services.link
+        link, router = self._services.link, self._services.router
         link.open()
+        router.open()
+        await self._services.background.open()
         try:
             serving = asyncio.create_task(self._http.serve(sockets=[self._listening]))
             while not self._http.started and not serving.done():
@@ -78,7 +81,9 @@ class FrontEnd:
             link.announce_when_ready(Serving(self._services.config.frontend_id, self._startup))
             await serving
         finally:
+            await self._services.background.close()
             link.close()
+            router.close()
             self._services.tokenizer.close()
 
     def drain(self) -> None:
@@ -95,6 +100,7 @@ class FrontEnd:
         self._http.stop()
 
     def _end_requests(self, reason: str) -> None:
+        self._services.grammars.end(reason)
         self._services.link.fail_all(Failure(code="shutdown", message=reason))
 
 

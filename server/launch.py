@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import secrets
 import socket
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from .. import __version__
+from ..scheduler.grammar_messages import GrammarConfig
 from ..scheduler.messages import EngineConfig
 from .config import FrontEndConfig, ServeConfig
 from .family.child import ChildSpec
@@ -82,10 +84,11 @@ def run(config: ServeConfig, files: ModelFiles, listener: socket.socket) -> int:
 
 
 def describe_family(config: ServeConfig, files: ModelFiles, directory: Path, listen_fd: int) -> Family:
-    """One engine and the front ends; their configurations are written into `directory` at each start."""
+    """One engine, the front ends, and the grammar process; what they are told is written into `directory` at each start."""
     count = config.server.api_workers
     endpoints = [f"ipc://{directory}/frontend-{index}" for index in range(count)]
     multiprocess_dir = directory / "metrics"
+    cache_salt_secret = secrets.token_hex(32)
     if count > 1:
         multiprocess_dir.mkdir()
 
@@ -102,14 +105,25 @@ def describe_family(config: ServeConfig, files: ModelFiles, directory: Path, lis
             listen_fd=listen_fd,
             endpoint=endpoints[index],
             multiprocess_dir=str(multiprocess_dir) if count > 1 else None,
+            responses_dir=str(directory / "responses"),
+            cache_salt_secret=cache_salt_secret,
         )
         return python_module("penstock.server.frontend", write(directory / f"frontend-{index}.json", told))
+
+    def grammar_command(incarnation: int) -> list[str]:
+        told = grammar_config(config, files, endpoints, incarnation)
+        return python_module("penstock.engine.grammar", write(directory / "grammar.json", told))
 
     frontends = [
         ChildSpec(f"front end {index}", functools.partial(frontend_command, index), pass_fds=(listen_fd,))
         for index in range(count)
     ]
-    return Family([ChildSpec("engine", engine_command)], frontends, endpoints)
+    return Family(
+        engines=[ChildSpec("engine", engine_command)],
+        frontends=frontends,
+        endpoints=endpoints,
+        background=[ChildSpec("grammar process", grammar_command)],
+    )
 
 
 def python_module(name: str, argument: Path) -> list[str]:
@@ -135,11 +149,15 @@ def engine_config(
         incarnation=incarnation,
         frontends=endpoints,
         model_dir=str(files.model_dir),
+        tokenizer_dir=str(files.tokenizer_dir),
         load_format=model.load_format,
         dtype=model.dtype,
         device=device.device,
         max_model_len=model.max_model_len,
         hf_overrides=model.hf_overrides,
+        runner=model.runner,
+        convert=model.convert,
+        pooler_config=model.pooler_config,
         page_size=cache.block_size,
         num_pages=num_pages,
         kv_cache_memory_bytes=cache.kv_cache_memory_bytes,
@@ -158,6 +176,21 @@ def engine_config(
     )
 
 
+def grammar_config(
+    config: ServeConfig, files: ModelFiles, endpoints: list[str], incarnation: int
+) -> GrammarConfig:
+    return GrammarConfig(
+        incarnation=incarnation,
+        frontends=endpoints,
+        model_dir=str(files.model_dir),
+        hf_overrides=config.model.hf_overrides,
+        tokenizer_dir=str(files.tokenizer_dir),
+        compile_timeout_s=config.grammar.grammar_compile_timeout,
+        compile_memory_bytes=config.grammar.grammar_compile_memory,
+        log_level=config.observability.log_level,
+    )
+
+
 def frontend_config(
     config: ServeConfig,
     files: ModelFiles,
@@ -167,6 +200,8 @@ def frontend_config(
     listen_fd: int,
     endpoint: str,
     multiprocess_dir: str | None,
+    responses_dir: str,
+    cache_salt_secret: str,
 ) -> FrontEndConfig:
     server, observability = config.server, config.observability
     return FrontEndConfig(
@@ -176,6 +211,8 @@ def frontend_config(
         listen_fd=listen_fd,
         endpoint=endpoint,
         multiprocess_dir=multiprocess_dir,
+        response_store=config.response_store,
+        responses_dir=responses_dir,
         model=files.model,
         model_dir=str(files.model_dir),
         tokenizer_dir=str(files.tokenizer_dir),
@@ -184,17 +221,22 @@ def frontend_config(
         generation_config_path=str(files.generation_config) if files.generation_config else None,
         override_generation_config=config.model.override_generation_config,
         seed=config.model.seed,
+        tool_call_parser=config.parsing.tool_call_parser,
+        exclude_tools_when_tool_choice_none=config.parsing.exclude_tools_when_tool_choice_none,
+        reasoning_parser=config.parsing.reasoning_parser,
         api_keys=server.api_key,
+        open_metrics=server.open_metrics,
+        prefix_cache_scope=config.cache.prefix_cache_scope,
+        cache_salt_secret=cache_salt_secret,
         allowed_origins=server.allowed_origins,
         root_path=server.root_path,
         ssl_keyfile=server.ssl_keyfile,
         ssl_certfile=server.ssl_certfile,
-        max_request_bytes=server.max_request_bytes,
-        max_logprobs=server.max_logprobs,
-        max_n=server.max_n,
+        limits=config.limits,
         sse_keep_alive_s=server.sse_keep_alive_interval,
         enable_request_id_headers=server.enable_request_id_headers,
         shutdown_timeout_s=config.lifecycle.shutdown_timeout,
+        grammar_compile_timeout_s=config.grammar.grammar_compile_timeout,
         log_level=observability.log_level,
         log_requests=observability.enable_log_requests,
         log_stats=not observability.disable_log_stats,
@@ -220,6 +262,10 @@ def warn(parsed: Parsed) -> None:
     if config.server.host in EVERY_INTERFACE and config.server.uds is None and not config.server.api_key:
         log.warning(
             "--host %s without --api-key: everyone who reaches this machine can use it", config.server.host
+        )
+    if config.cache.prefix_cache_scope == "tenant" and not config.server.api_key:
+        log.warning(
+            "--prefix-cache-scope tenant without --api-key: tenants are told apart by whatever key they send, unchecked"
         )
     if "gpu_memory_utilization" in parsed.given and not NVIDIA_DEVICE.exists():
         log.warning("--gpu-memory-utilization has no effect without an NVIDIA GPU: use --kv-cache-memory")

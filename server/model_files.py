@@ -14,7 +14,8 @@ DEMO_DIR = Path(__file__).parent / "demo_model"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 TOKENIZER_PATTERNS = ["*.json", "*.jinja"]
 WEIGHT_PATTERNS = ["*.safetensors"]
-IGNORED_PATTERNS = ["*/*", "consolidated*.safetensors"]  # other layouts of the same weights
+# Other layouts of the same weights. What lies in folders such as 1_Pooling says how embeddings are made.
+IGNORED_PATTERNS = ["[!0-9]*/*", "consolidated*.safetensors"]
 
 
 class ModelError(Exception):

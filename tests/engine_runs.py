@@ -11,6 +11,7 @@ import torch
 from penstock.engine import kv_pool
 from penstock.engine.batch import BatchBuilder
 from penstock.engine.build import Built, attention_spec, choose, load_model, load_ops
+from penstock.engine.grammar.store import Compile
 from penstock.engine.model_config import read_model_config
 from penstock.kernels.select import select_attention
 from penstock.scheduler.messages import EngineConfig, EngineLoad, SamplingParams
@@ -85,18 +86,26 @@ def serve(
     steps_in_flight: int = 2,
     arrive_every: int = 0,
     num_prompt_tokens: list[int] | None = None,
+    compile_grammar: Compile | None = None,
 ) -> Served:
     """Run prompts through a new scheduler and the runner to their end, `check()` after every commit.
 
     `arrive_every` n adds one request every n steps instead of all at once. `num_prompt_tokens` says how much of each
-    prompt is one; the rest is output that an earlier run produced.
+    prompt is one; the rest is output that an earlier run produced. `compile_grammar` is for samplings with a grammar.
     """
     scheduler = Scheduler(built.scheduler_config)
     assert scheduler.num_slots <= built.runner.num_slots
     each = sampling if isinstance(sampling, list) else [sampling] * len(prompts)
     counts = num_prompt_tokens or [len(prompt) for prompt in prompts]
     requests = [
-        Request(key=i, tokens=np.array(prompt, np.int32), num_prompt_tokens=count, sampling=how, arrival=i)
+        Request(
+            key=i,
+            tokens=np.array(prompt, np.int32),
+            num_prompt_tokens=count,
+            sampling=how,
+            grammar=compile_grammar(how.grammar) if compile_grammar and how.grammar else None,
+            arrival=i,
+        )
         for i, (prompt, count, how) in enumerate(zip(prompts, counts, each, strict=True))
     ]
     waiting = deque(requests)

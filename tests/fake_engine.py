@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import zmq
+from fake_pooling import fake_values
 from penstock.scheduler.messages import (
     Abort,
     Control,
@@ -22,12 +23,16 @@ from penstock.scheduler.messages import (
     EngineStatus,
     FamilyStatus,
     Finish,
+    FinishReason,
     FirstToken,
     Hello,
+    Pooled,
+    PoolingInfo,
     Rejected,
     Serving,
     StepOutput,
     Submit,
+    Task,
     TokenLogprobs,
     decode_to_engine,
     decode_to_supervisor,
@@ -74,6 +79,8 @@ class FakeEngine:
         incarnation: int = 1,
         max_model_len: int = 256,
         tokens_per_step: int = 1,
+        tasks: tuple[Task, ...] = ("generate",),
+        pooling: PoolingInfo | None = None,
     ) -> None:
         self.endpoints = endpoints
         self.vocab_size = vocab_size
@@ -94,6 +101,8 @@ class FakeEngine:
             weight_bytes=1,
             kv_cache_bytes=1,
             startup_seconds={"load_weights": 0.5},
+            tasks=tasks,
+            pooling=pooling,
         )
         self.seen = Seen()
         self.running: dict[tuple[int, int], Running] = {}
@@ -105,6 +114,7 @@ class FakeEngine:
         self.load = EngineLoad()
         self.cached_tokens = 0
         self.finish_with_error = False
+        self.finish_reason: FinishReason | None = None  # of whatever ends, instead of the true one
         self._stop = False
         self._send_status = True
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -213,8 +223,16 @@ class FakeEngine:
 
     def _output(self, frontend: int, mine: dict[int, Running]) -> StepOutput:
         ids, counts, tokens = [], [], []
-        first, finished, logprobs = [], [], []
+        first, finished, logprobs, pooled = [], [], [], []
         for request_id, running in mine.items():
+            if running.submit.pooling is not None:
+                assert self.info.pooling is not None
+                first.append(FirstToken(request_id, self.cached_tokens, 0.001, 0.002))
+                finished.append(Finish(request_id, "error" if self.finish_with_error else "stop", 0))
+                values = fake_values(running.prompt, running.submit.pooling, self.info.pooling)
+                pooled.append(Pooled(request_id, values.tobytes()))
+                del self.running[frontend, request_id]
+                continue
             sampling = running.submit.sampling
             if not running.told_first:
                 running.told_first = True
@@ -232,6 +250,8 @@ class FakeEngine:
                     reason = "stop"
                 elif len(running.output) >= sampling.max_tokens:
                     reason = "length"
+            if reason is not None:
+                reason = self.finish_reason or reason
             if self.finish_with_error:
                 reason = "error"
             ids.append(request_id)
@@ -249,6 +269,7 @@ class FakeEngine:
             first=first,
             finished=finished,
             logprobs=logprobs,
+            pooled=pooled,
         )
 
     def _next(self, running: Running) -> int:

@@ -1,5 +1,7 @@
 """A family of small processes that speak the messages of engines and front ends, run by the real supervisor.
 
+One more works in the background and speaks with nobody.
+
 As a script it is one of these processes; tests use `running()`. Each process appends one line per event to a file:
 `<name> started <pid> <incarnation>`, `<name> got SIGTERM`, `<name> heard restarting` and so on.
 """
@@ -51,6 +53,7 @@ def run_supervisor(folder: Path, settings: dict) -> int:
                 for index in range(len(endpoints))
             ],
             endpoints=endpoints,
+            background=[ChildSpec("background", functools.partial(command, "background", 0))],
         )
         supervisor = Supervisor(
             family,
@@ -99,6 +102,15 @@ def run_engine(folder: Path, settings: dict) -> int:
         for socket in sockets:
             socket.send(encode(status))
         time.sleep(0.05)
+
+
+def run_background(folder: Path, settings: dict) -> int:
+    on_sigterm(folder, "background", settings)
+    note(folder, f"background started {os.getpid()} {settings['incarnation']}")
+    if "background_exit" in settings:
+        return settings["background_exit"]
+    while True:
+        signal.pause()
 
 
 def run_frontend(folder: Path, settings: dict) -> int:
@@ -218,5 +230,10 @@ def start(folder: Path, temporary: Path, settings: dict) -> FakeFamily:
 
 
 if __name__ == "__main__":
-    run = {"supervisor": run_supervisor, "engine": run_engine, "frontend": run_frontend}[sys.argv[1]]
+    run = {
+        "supervisor": run_supervisor,
+        "engine": run_engine,
+        "frontend": run_frontend,
+        "background": run_background,
+    }[sys.argv[1]]
     sys.exit(run(Path(sys.argv[2]), json.loads(sys.argv[3])))

@@ -1,4 +1,4 @@
-"""A front end on a real socket, in a thread of the test process, with a fake engine behind it."""
+"""A front end on a real socket, in a thread of the test process, with a fake engine and grammar process behind it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import uvloop
 from fake_engine import FakeEngine, FakeSupervisor
+from fake_grammar import FakeGrammar
 from penstock.server.config import FrontEndConfig
 from penstock.server.frontend import FrontEnd
 from penstock.server.services import Services, build_services
@@ -34,6 +35,7 @@ class Family:
     url: str
     endpoint: str
     engine: FakeEngine
+    grammar: FakeGrammar
     supervisor: FakeSupervisor
     client: httpx.Client
     tokenizer: Tokenizer
@@ -55,6 +57,10 @@ class Family:
     def new_engine(self, incarnation: int, **options: Any) -> FakeEngine:
         self.engine = FakeEngine(self.engine.endpoints, incarnation=incarnation, **options)
         return self.engine.start()
+
+    def new_grammar(self, incarnation: int) -> FakeGrammar:
+        self.grammar = FakeGrammar(self.grammar.endpoints, incarnation=incarnation)
+        return self.grammar.start()
 
 
 def metric(client: httpx.Client, name: str, **labels: str) -> float:
@@ -132,13 +138,15 @@ def family(
             loop.call_soon_threadsafe(front_end[0].drain)
 
         fake = FakeEngine([config.endpoint], vocab_size=tokenizer.get_vocab_size(), **(engine or {}))
+        grammar = FakeGrammar([config.endpoint])
         supervisor = FakeSupervisor(config.endpoint)
         client = httpx.Client(base_url=url, timeout=LIMIT_S)
         running = Family(
-            url, config.endpoint, fake, supervisor, client, tokenizer, services, drain, ended, loop
+            url, config.endpoint, fake, grammar, supervisor, client, tokenizer, services, drain, ended, loop
         )
         if wait:
             fake.start()
+            grammar.start()
             wait_until(lambda: client.get("/ready").status_code == 200, "the front end to be ready")
         try:
             yield running
@@ -149,4 +157,5 @@ def family(
                 drain()
             assert ended.wait(LIMIT_S), "the front end did not end"
             running.engine.stop() if running.engine._thread.ident else None
+            running.grammar.stop()
             supervisor.close()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ...kernels.attention.interface import AttentionBackend
-from ...kernels.interface import Ops
+from ...kernels.interface import Linear, Ops
 from ..batch import ForwardBatch
 from ..models.config import ModelConfig
 from .attention import Attention
@@ -74,9 +74,14 @@ class Decoder(ABC):
             for index, group in enumerate(layer_groups)
         ]
         self.norm = weights.tensor("model.norm.weight", (config.hidden_size,))
-        self.head = ops.linear(
-            self.embedding if config.tie_word_embeddings else weights.tensor("lm_head.weight", table)
-        )
+        self.head: Linear | None = None
+        match config.head:
+            case "lm":
+                tied = config.tie_word_embeddings
+                self.head = ops.linear(self.embedding if tied else weights.tensor("lm_head.weight", table))
+            case "classify":
+                shape = (config.num_labels, config.hidden_size)
+                self.head = ops.linear(weights.tensor("score.weight", shape))
 
     @abstractmethod
     def layer(self, parts: LayerParts) -> DecoderLayer:
@@ -93,5 +98,6 @@ class Decoder(ABC):
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(R, hidden_size) -> (R, vocab_size)."""
+        """(R, hidden_size) -> (R, vocab_size), or (R, num_labels) with a head that classifies."""
+        assert self.head is not None, "a model without a head has no logits"
         return self.head(hidden)

@@ -1,8 +1,12 @@
-"""What a decoder is built from: its sizes, rope, windows and context, one typed value."""
+"""What a model is built from: a decoder's sizes, rope, windows and context, or an encoder's, as one typed value."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+# What follows the last layer: logits over the vocabulary, nothing (the states are the result), or scores of labels.
+Head: TypeAlias = Literal["lm", "none", "classify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,4 +48,27 @@ class ModelConfig:
     windows: tuple[int | None, ...]
     max_position_embeddings: int
     derived_max_model_len: int
+    dtype: str | None  # of the checkpoint, None when it does not say
+    head: Head = "lm"
+    num_labels: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderConfig:
+    """The shape of a BERT-like encoder. The first token of a prompt is at position `first_position`."""
+
+    architecture: str
+    head: Head
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    activation: str
+    layer_norm_eps: float
+    type_vocab_size: int
+    max_position_embeddings: int
+    first_position: int
+    derived_max_model_len: int
+    num_labels: int
     dtype: str | None  # of the checkpoint, None when it does not say

@@ -1,7 +1,8 @@
-// RMSNorm, residual add, SiLU gating and rotary embedding, each in one pass over its tensors.
+// RMSNorm, residual add, SiLU gating, rotary embedding and the masking of logits, each in one pass over its tensors.
 //
 // Arithmetic in float32, one rounding at the end; a row is always summed in the same order.
 #include <algorithm>
+#include <type_traits>
 
 #include "pool.h"
 #include "simd.h"
@@ -104,6 +105,34 @@ void rotary(T *q, long q_stride, int q_heads, const T *q_norm, T *k, long k_stri
     });
 }
 
+// The bits of -inf.
+template <class T> constexpr auto kForbidden = uint32_t{0xff800000};
+template <> constexpr auto kForbidden<bf16> = uint16_t{0xff80};
+
+// Without a branch, because there is no pattern in the bits.
+template <class T> void mask_some(T *logits, uint32_t word, int count) {
+    using Bits = std::remove_const_t<decltype(kForbidden<T>)>;
+    for (int j = 0; j < count; ++j) {
+        const Bits keep = -static_cast<Bits>(word >> j & 1);
+        Bits x;
+        std::memcpy(&x, logits + j, sizeof x);
+        x = (x & keep) | (kForbidden<T> & ~keep);
+        std::memcpy(logits + j, &x, sizeof x);
+    }
+}
+
+template <class T> void mask_row(T *logits, const uint32_t *bits, int vocab) {
+    int first = 0;
+    for (; first + 32 <= vocab; first += 32, ++bits)
+        if (*bits != ~0u) mask_some(logits + first, *bits, 32);
+    if (first < vocab) mask_some(logits + first, *bits, vocab - first);
+}
+
+template <class T>
+void mask_logits(T *logits, long stride, int vocab, const uint32_t *bits, int words, const int *rows, int count) {
+    each_row(count, vocab, [&](long i) { mask_row(logits + rows[i] * stride, bits + i * words, vocab); });
+}
+
 }  // namespace
 }  // namespace penstock
 
@@ -125,6 +154,11 @@ using namespace penstock;
                                 int head_dim, int rotary_dim, float eps) {                                           \
         rotary(q, q_stride, q_heads, q_norm, k, k_stride, k_heads, k_norm, tokens,                                   \
                Rotary{cos_sin, positions, head_dim, rotary_dim, eps});                                               \
+    }                                                                                                                \
+    /* Row i of bits, (count, words), is for row rows[i] of logits, in place; a zero bit forbids. */                 \
+    void penstock_mask_logits_##NAME(T *logits, long stride, int vocab, const uint32_t *bits, int words,             \
+                                     const int *rows, int count) {                                                   \
+        mask_logits(logits, stride, vocab, bits, words, rows, count);                                                \
     }
 
 extern "C" {

@@ -29,12 +29,13 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "add_rms_norm": (None, (P, P, P, F, L, I, P)),
     "silu_mul": (None, (P, L, I, P)),
     "rotary": (None, (P, L, I, P, P, L, I, P, I, P, P, I, I, F)),
+    "mask_logits": (None, (P, L, I, P, I, P, I)),
     "attention_new": (P, (I, I, I, I, I, F, F)),
     "attention_free": (None, (P,)),
     "attention_plan": (None, (P, I, P, P, P, P, L)),
     "attention_run": (None, (P, I, P, P)),
 }
-TYPED = {"linear", "linear_rows", "rms_norm", "add_rms_norm", "silu_mul", "rotary"}
+TYPED = {"linear", "linear_rows", "rms_norm", "add_rms_norm", "silu_mul", "rotary", "mask_logits"}
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 

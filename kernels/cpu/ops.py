@@ -13,6 +13,7 @@ from .library import SUFFIXES, Library
 # What is expected to run longer than some 50 microseconds gives the GIL back meanwhile.
 LONG_PRODUCT = 5_000_000  # multiply-adds of a linear
 LONG_PASS = 200_000  # elements of a norm, gate or rotation
+LONG_MASK = 1_000_000  # logits
 
 
 class CpuLinear:
@@ -169,6 +170,24 @@ class CpuOps:
         )
         return q, k
 
+    def mask_logits(self, logits: torch.Tensor, bits: torch.Tensor, rows: torch.Tensor) -> None:
+        """Forbid tokens in `rows` (k,) int32 of logits (n, vocab_size), in place; bits (k, words) int32."""
+        if logits.dtype not in SUFFIXES or logits.stride(1) != 1 or not bits.is_contiguous():
+            return self._torch.mask_logits(logits, bits, rows)
+        vocab, count = logits.shape[1], len(rows)
+        assert bits.shape == (count, -(-vocab // 32))
+        table = self._quick if count * vocab < LONG_MASK else self._long
+        table[logits.dtype]["mask_logits"](
+            logits.data_ptr(),
+            logits.stride(0),
+            vocab,
+            bits.data_ptr(),
+            bits.shape[1],
+            rows.data_ptr(),
+            count,
+        )
+        return None
+
     def _kernel(self, name: str, x: torch.Tensor) -> Callable[..., None]:
         table = self._quick if x.numel() < LONG_PASS else self._long
         return table[x.dtype][name]
@@ -178,5 +197,5 @@ def kernels_of(
     functions: dict[str, Callable[..., None]],
 ) -> dict[torch.dtype, dict[str, Callable[..., None]]]:
     """dtype -> name -> kernel, so that a call looks nothing up by string formatting."""
-    names = ("rms_norm", "add_rms_norm", "silu_mul", "rotary")
+    names = ("rms_norm", "add_rms_norm", "silu_mul", "rotary", "mask_logits")
     return {dtype: {name: functions[f"{name}_{s}"] for name in names} for dtype, s in SUFFIXES.items()}

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from array import array
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 from starlette.types import Receive, Scope, Send
 
-from ...scheduler.messages import EngineInfo
+from ...scheduler.messages import EngineInfo, GrammarSpec
 from ..requests.generation import Generation
-from ..requests.sequence import Sink
+from ..requests.sequence import Sink, TokenLogprob
 from ..services import Services
 from .body import decode
 from .collected import CollectedChoice, send_whole, wait_for_all
-from .endpoint import Prompt, add_sequences, check_model, check_serving, envelope, read_request
+from .endpoint import Prompt, add_sequences, check_model, check_serving, envelope, read_request, truncated
 from .errors import bad_request
-from .logprobs import CompletionLogprobs, joined
-from .protocol import MAX_PROMPTS, CompletionRequest, TokenId
+from .grammar_check import check_grammar
+from .limits import check_length
+from .logprobs import CompletionLogprobs, joined, prompt_entries
+from .protocol import CompletionRequest, TokenId
+from .read_constraint import read_constraint
 from .streams import CompletionStreamedChoice, StreamedGeneration, send_stream
 
 DECODER = msgspec.json.Decoder(CompletionRequest)
 TEXT = msgspec.json.Decoder(str)
-TEXTS = msgspec.json.Decoder(Annotated[list[str], Meta(max_length=MAX_PROMPTS)])
+TEXTS = msgspec.json.Decoder(list[str])
 TOKENS = msgspec.json.Decoder(list[TokenId])
-TOKEN_LISTS = msgspec.json.Decoder(Annotated[list[list[TokenId]], Meta(max_length=MAX_PROMPTS)])
+TOKEN_LISTS = msgspec.json.Decoder(list[list[TokenId]])
 MAX_SEQUENCES = 4096
 WHITE = b" \t\r\n"
 
@@ -43,9 +45,13 @@ async def read_prompts(services: Services, request: CompletionRequest) -> list[P
         return [await text_prompt(services, decode(TEXT, raw, "prompt"), special)]
     match raw[1:].lstrip(WHITE)[:1]:
         case b'"':
-            return [await text_prompt(services, text, special) for text in decode(TEXTS, raw, "prompt")]
+            texts = decode(TEXTS, raw, "prompt")
+            check_length(services.config.limits, "prompt", texts, "max_prompts")
+            return [await text_prompt(services, text, special) for text in texts]
         case b"[":
-            return [Prompt(array("i", tokens)) for tokens in decode(TOKEN_LISTS, raw, "prompt")]
+            lists = decode(TOKEN_LISTS, raw, "prompt")
+            check_length(services.config.limits, "prompt", lists, "max_prompts")
+            return [Prompt(array("i", tokens)) for tokens in lists]
         case b"]":
             raise bad_request("prompt", "must not be empty")
     return [Prompt(array("i", decode(TOKENS, raw, "prompt")))]
@@ -68,6 +74,7 @@ class Completions:
         request = await read_request(services, scope, receive, DECODER, CompletionRequest.__struct_fields__)
         model = check_model(services, request.model)
         services.sampling.check(request)
+        constraint = read_constraint(request, services.config.limits)
         prompts = await read_prompts(services, request)
         num_sequences = len(prompts) * (request.n or 1)
         if num_sequences > MAX_SEQUENCES:
@@ -75,10 +82,14 @@ class Completions:
                 "n", f"{len(prompts)} prompts of {request.n} choices are more than {MAX_SEQUENCES}"
             )
         info = check_serving(services, num_sequences)
+        prompts = [truncated(request, prompt, info) for prompt in prompts]
+        grammar = None if constraint is None else constraint.spec
+        if constraint is not None:
+            await check_grammar(services.grammars, constraint.spec, constraint.param)
         if request.stream:
-            await self._stream(request, prompts, info, model, scope, receive, send)
+            await self._stream(request, prompts, info, grammar, model, scope, receive, send)
         else:
-            await self._answer(request, prompts, info, model, scope, receive, send)
+            await self._answer(request, prompts, info, grammar, model, scope, receive, send)
 
     def _echo(self, request: CompletionRequest, prompt: Prompt) -> str | None:
         """The text that comes before the generated one; None without `echo`."""
@@ -96,13 +107,20 @@ class Completions:
             self._services.tokenizer.detokenization.start,
             skip_special_tokens=request.skip_special_tokens is not False,
         )
-        return CompletionLogprobs(self._services.tokenizer, start, prompt.tokens, echo=bool(request.echo))
+        return CompletionLogprobs(
+            self._services.tokenizer,
+            start,
+            prompt.tokens,
+            echo=bool(request.echo),
+            as_ids=bool(request.return_tokens_as_token_ids),
+        )
 
     async def _stream(
         self,
         request: CompletionRequest,
         prompts: list[Prompt],
         info: EngineInfo,
+        grammar: GrammarSpec | None,
         model: str,
         scope: Scope,
         receive: Receive,
@@ -114,7 +132,7 @@ class Completions:
             services.link,
             services.metrics,
             n,
-            envelope=envelope(services, scope, "cmpl", "text_completion", model),
+            envelope=envelope(services, scope, "cmpl", "text_completion", model, request),
             request=request,
             keep_alive_s=services.config.sse_keep_alive_s,
         )
@@ -132,7 +150,8 @@ class Completions:
                 for choice in range(n)
             ]
             max_tokens = max(
-                max_tokens, add_sequences(services, generation, scope, request, prompt, info, sinks)
+                max_tokens,
+                add_sequences(services, generation, scope, request, prompt, info, sinks, grammar=grammar),
             )
         await send_stream(generation, scope, receive, send, max_tokens=max_tokens)
 
@@ -141,6 +160,7 @@ class Completions:
         request: CompletionRequest,
         prompts: list[Prompt],
         info: EngineInfo,
+        grammar: GrammarSpec | None,
         model: str,
         scope: Scope,
         receive: Receive,
@@ -154,29 +174,44 @@ class Completions:
         for prompt in prompts:
             gathered = [CollectedChoice(generation) for _ in range(n)]
             choices += [(prompt, choice) for choice in gathered]
-            sampled = add_sequences(services, generation, scope, request, prompt, info, [*gathered])
+            sampled = add_sequences(
+                services, generation, scope, request, prompt, info, [*gathered], grammar=grammar
+            )
             max_tokens = max(max_tokens, sampled)
         if await wait_for_all(generation, receive, max_tokens=max_tokens):
-            head = envelope(services, scope, "cmpl", "text_completion", model)
+            head = envelope(services, scope, "cmpl", "text_completion", model, request)
             described = [
-                self._describe(request, prompt, choice, index)
+                self._describe(request, prompt, choice, choices[index - index % n][1].prompt_entries, index)
                 for index, (prompt, choice) in enumerate(choices)
             ]
+            if request.return_token_ids:
+                for described_choice, sequence in zip(described, generation.sequences, strict=True):
+                    described_choice["prompt_token_ids"] = sequence.prompt.tolist()
+                    described_choice["token_ids"] = (
+                        sequence.output.tolist() if generation.counts_output else []
+                    )
             await send_whole(head, described, generation, scope, receive, send)
 
     def _describe(
-        self, request: CompletionRequest, prompt: Prompt, choice: CollectedChoice, index: int
+        self,
+        request: CompletionRequest,
+        prompt: Prompt,
+        choice: CollectedChoice,
+        scored: list[TokenLogprob],
+        index: int,
     ) -> dict[str, Any]:
+        """`scored`: the log probabilities of the prompt, which came with its first choice."""
         echo = self._echo(request, prompt)
         echo_only = request.max_tokens == 0
         pieces = []
         describing = self._logprobs(request, prompt)
         if describing is not None:
             if echo is not None:
-                pieces.append(describing.prompt(choice.prompt_entries))
+                most = request.logprobs
+                pieces.append(describing.prompt([entry._replace(top=entry.top[:most]) for entry in scored]))
             if not echo_only:
                 pieces.append(describing.output(choice.entries))
-        return {
+        described = {
             "index": index,
             "text": (echo or "") + ("" if echo_only else choice.whole_text),
             "logprobs": None if describing is None else joined(pieces),
@@ -184,3 +219,8 @@ class Completions:
             "stop_reason": None if echo_only else choice.stop_reason,
             "matched_stop": None if echo_only else choice.stop_reason,
         }
+        if request.prompt_logprobs is not None:
+            described["prompt_logprobs"] = prompt_entries(
+                self._services.tokenizer, scored, request.prompt_logprobs
+            )
+        return described

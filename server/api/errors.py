@@ -1,4 +1,4 @@
-"""What a client is told when its request cannot be served: OpenAI's error body, with status and headers."""
+"""What a client is told when its request cannot be served: OpenAI's error body, Anthropic's or TGI's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Mapping
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from ..requests.sequence import Failure
+from .caller import request_id, speaks_anthropic, speaks_tgi
 
 TYPES = {
     400: "invalid_request_error",
@@ -21,6 +23,16 @@ TYPES = {
     500: "server_error",
     503: "service_unavailable",
 }
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+TGI_TYPES = {429: "overloaded", 503: "overloaded"}
+TGI_STATUS = {400: 422}  # what TGI answers to a body that it understood and will not serve
 FAILURE_STATUS = {
     "queue_full": 429,
     "invalid": 400,
@@ -31,6 +43,7 @@ FAILURE_STATUS = {
 }
 MAX_MESSAGE_CHARS = 500
 MAX_VALUE_CHARS = 80
+MAX_PARAM_CHARS = 200
 
 
 class ApiError(Exception):
@@ -42,13 +55,14 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.message = one_line(message)
-        self.param = param
+        self.param = None if param is None else one_line(param, MAX_PARAM_CHARS)
         self.headers = dict(headers or {})
 
 
 def bad_request(param: str | None, message: str) -> ApiError:
     """A 400 about the field `param`; the message begins with its name."""
-    return ApiError(400, f"{param}: {message}" if param else message, param=param)
+    name = one_line(param or "", MAX_PARAM_CHARS)
+    return ApiError(400, f"{name}: {message}" if name else message, param=param)
 
 
 def unavailable(message: str, *, retry_after_s: float = 1.0, close: bool = False) -> ApiError:
@@ -93,14 +107,36 @@ def error_body(error: ApiError) -> bytes:
     )
 
 
-def error_response(error: ApiError) -> Response:
-    return Response(error_body(error), error.status, headers=error.headers, media_type="application/json")
+def anthropic_error_body(error: ApiError, request_id: str) -> bytes:
+    """`{"type": "error", "error": {type, message}, request_id}`."""
+    kind = ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return msgspec.json.encode(
+        {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    )
+
+
+def tgi_error_body(error: ApiError) -> bytes:
+    """`{"error": message, "error_type"}`, with the four types that TGI's clients know."""
+    kind = "validation" if error.status < 500 else "generation"
+    return msgspec.json.encode({"error": error.message, "error_type": TGI_TYPES.get(error.status, kind)})
+
+
+def error_response(error: ApiError, scope: Scope) -> Response:
+    """In the form of the API whose path was called."""
+    status = error.status
+    if speaks_anthropic(scope):
+        body = anthropic_error_body(error, request_id(scope))
+    elif speaks_tgi(scope):
+        body, status = tgi_error_body(error), TGI_STATUS.get(status, status)
+    else:
+        body = error_body(error)
+    return Response(body, status, headers=error.headers, media_type="application/json")
 
 
 async def on_api_error(request: Request, error: Exception) -> Response:
     """Starlette's hook for `ApiError`."""
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 def one_line(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..requests.sequence import TokenLogprob
@@ -17,18 +18,44 @@ def finite(logprob: float) -> float:
     return logprob if logprob > FLOOR else FLOOR  # NaN too
 
 
-def chat_entries(tokenizer: Tokenizer, entries: list[TokenLogprob]) -> list[dict[str, Any]]:
+def chat_entries(
+    tokenizer: Tokenizer, entries: list[TokenLogprob], *, as_ids: bool = False
+) -> list[dict[str, Any]]:
     """`choices[i].logprobs.content` of chat: each token with its bytes and the best alternatives."""
     described = []
     for entry in entries:
-        top = [describe(tokenizer, token, logprob) for token, logprob in entry.top]
-        described.append({**describe(tokenizer, entry.token_id, entry.logprob), "top_logprobs": top})
+        top = [describe(tokenizer, token, logprob, as_ids) for token, logprob in entry.top]
+        described.append({**describe(tokenizer, entry.token_id, entry.logprob, as_ids), "top_logprobs": top})
     return described
 
 
-def describe(tokenizer: Tokenizer, token: int, logprob: float) -> dict[str, Any]:
+def describe(tokenizer: Tokenizer, token: int, logprob: float, as_ids: bool) -> dict[str, Any]:
     data = tokenizer.detokenization.token_bytes(token)
-    return {"token": data.decode(errors="replace"), "logprob": finite(logprob), "bytes": list(data)}
+    name = id_name(token) if as_ids else data.decode(errors="replace")
+    return {"token": name, "logprob": finite(logprob), "bytes": list(data)}
+
+
+def id_name(token: int) -> str:
+    """A token as `return_tokens_as_token_ids` names it: no two of them look alike."""
+    return f"token_id:{token}"
+
+
+def prompt_entries(tokenizer: Tokenizer, entries: list[TokenLogprob], k: int) -> list[dict[str, Any] | None]:
+    """vLLM's `prompt_logprobs`: null for the first token, then at each position the token and the `k` best."""
+    described: list[dict[str, Any] | None] = [None]
+    for entry in entries:
+        ranked = [(token, logprob, rank) for rank, (token, logprob) in enumerate(entry.top[:k], start=1)]
+        described.append(
+            {
+                str(token): {
+                    "logprob": finite(logprob),
+                    "rank": rank,
+                    "decoded_token": tokenizer.token_text(token),
+                }
+                for token, logprob, rank in [(entry.token_id, entry.logprob, entry.rank), *ranked]
+            }
+        )
+    return described
 
 
 def token_key(tokenizer: Tokenizer, token: int) -> str:
@@ -50,8 +77,9 @@ class CompletionLogprobs:
         prompt: array[int],
         *,
         echo: bool,
+        as_ids: bool = False,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._name = id_name if as_ids else partial(token_key, tokenizer)
         self._prompt = prompt
         self._detokenizer = start(array("i") if echo else prompt)
         self._offset = 0
@@ -66,7 +94,7 @@ class CompletionLogprobs:
 
     def output(self, entries: list[TokenLogprob]) -> dict[str, Any]:
         """Consecutive tokens, each at the offset where its text begins."""
-        name = self._tokenizer
+        name = self._name
         offsets = []
         for entry in entries:
             offsets.append(self._offset)
@@ -74,10 +102,10 @@ class CompletionLogprobs:
         return {
             "text_offset": offsets,
             "token_logprobs": [finite(entry.logprob) for entry in entries],
-            "tokens": [token_key(name, entry.token_id) for entry in entries],
+            "tokens": [name(entry.token_id) for entry in entries],
             "top_logprobs": [
                 {
-                    token_key(name, token): finite(logprob)
+                    name(token): finite(logprob)
                     for token, logprob in [*entry.top, (entry.token_id, entry.logprob)]
                 }
                 for entry in entries

@@ -1,8 +1,9 @@
-"""`GET /v1/models` and `GET /v1/models/{id}`."""
+"""`GET /v1/models` and `GET /v1/models/{id}`, with the fields of OpenAI's API and of Anthropic's at once."""
 
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
@@ -20,7 +21,15 @@ class Models:
 
     async def all(self, request: Request) -> Response:
         names = self._services.config.served_model_names
-        return json_response({"object": "list", "data": [self._card(name) for name in names]})
+        return json_response(
+            {
+                "object": "list",
+                "data": [self._card(name) for name in names],
+                "first_id": names[0],
+                "last_id": names[-1],
+                "has_more": False,
+            }
+        )
 
     async def one(self, request: Request) -> Response:
         return json_response(self._card(check_model(self._services, request.path_params["name"])))
@@ -36,4 +45,7 @@ class Models:
             "parent": None,
             "max_model_len": info.max_model_len if info else None,
             "permission": [],
+            "type": "model",
+            "display_name": name,
+            "created_at": datetime.fromtimestamp(self._created, UTC).isoformat(),
         }

@@ -11,12 +11,15 @@ from typing import Any
 from msgspec.structs import asdict
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive
 
-from ...scheduler.messages import FinishReason, SamplingParams
+from ...scheduler.messages import FinishReason, PoolingParams, SamplingParams
 from ..metrics.catalogue import Metrics
 from ..metrics.exposition import CONTENT_TYPE, Exposition
 from ..requests.engines import Engine
 from ..requests.generation import ClientGone, Generation, GenerationFailed
+from ..requests.pooled import PooledPrompt
+from ..requests.pooling import PooledRequest
 from ..requests.sequence import Failure, Sequence, TokenLogprob
 from ..services import Services
 from .endpoint import check_serving
@@ -64,9 +67,35 @@ class Operations:
         return json_response({"status": state, "detail": detail}, 503)
 
     async def health_generate(self, request: Request) -> Response:
-        """One token through the engine."""
+        """One token through the engine, or one prompt if it reads them only."""
+        info = check_serving(self._services, 1, "generate", "embed", "classify")
+        task = info.tasks[0]
+        begin = time.monotonic()
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                if task == "generate":
+                    await self._probe_generation(request.receive)
+                else:
+                    await self._probe_pooling(request.receive, PoolingParams(task=task))
+        except TimeoutError:
+            raise unavailable(f"the engine gave no answer within {PROBE_TIMEOUT_S:.0f} s") from None
+        except GenerationFailed as error:
+            raise from_failure(error.failure) from None
+        except ClientGone:
+            return Response(status_code=499)
+        return json_response({"status": "ok", "seconds": round(time.monotonic() - begin, 6)})
+
+    async def _probe_pooling(self, receive: Receive, params: PoolingParams) -> None:
+        link = self._services.link
+        probe = PooledRequest(link, self._probe_metrics, 1)
+        prompt = self._services.tokenizer.encode("1", add_special_tokens=True) or array("i", [0])
+        probe.prompts.append(
+            PooledPrompt(request_id=link.new_id(), prompt=prompt, params=params, owner=probe, priority=-1)
+        )
+        await probe.run(receive)
+
+    async def _probe_generation(self, receive: Receive) -> None:
         services = self._services
-        check_serving(services, 1)
         generation = Generation(services.link, self._probe_metrics, 1)
         prompt = services.tokenizer.encode("1", add_special_tokens=True) or array("i", [0])
         generation.sequences.append(
@@ -82,17 +111,8 @@ class Operations:
                 priority=-1,
             )
         )
-        begin = time.monotonic()
-        try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S), generation.running(request.receive, max_tokens=1):
-                await generation.finished()
-        except TimeoutError:
-            raise unavailable(f"the engine gave no token within {PROBE_TIMEOUT_S:.0f} s") from None
-        except GenerationFailed as error:
-            raise from_failure(error.failure) from None
-        except ClientGone:
-            return Response(status_code=499)
-        return json_response({"status": "ok", "seconds": round(time.monotonic() - begin, 6)})
+        async with generation.running(receive, max_tokens=1):
+            await generation.finished()
 
     async def version(self, request: Request) -> Response:
         return json_response({"version": self._services.version})

@@ -6,25 +6,44 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Raw, Struct
 
-MAX_STOPS = 32
-MAX_STOP_CHARS = 256
-MAX_STOP_TOKEN_IDS = 1024
-MAX_LOGIT_BIAS = 1024
-MAX_MESSAGES = 10_000
-MAX_TOOLS = 1024
-MAX_PROMPTS = 2048
-MAX_TEMPLATE_VARIABLES = 64
 MAX_TOKEN = 2**31 - 1
 
-StopString: TypeAlias = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+StopString: TypeAlias = Annotated[str, Meta(min_length=1)]
 TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TOKEN)]
 Penalty: TypeAlias = Annotated[float, Meta(ge=-2, le=2)]
 TokenCount: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_TOKEN)]
+CacheSalt: TypeAlias = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[^@/\\\x00]+$")]
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+class RepetitionDetectionFields(Struct, frozen=True, forbid_unknown_fields=True):
+    """Ends the answer with reason `repetition` once it ends in `min_count` copies of a pattern; 0 as size: never."""
+
+    max_pattern_size: Annotated[int, Meta(ge=0)] = 0
+    min_pattern_size: Annotated[int, Meta(ge=0)] = 0
+    min_count: Annotated[int, Meta(ge=0)] = 0
+
+
+class StructuredOutputs(Struct, frozen=True, forbid_unknown_fields=True):
+    """vLLM's constraint: exactly one of the first six; the rest says how JSON is written.
+
+    `disable_additional_properties` asks for nothing: an object that describes its members has no others here.
+    """
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
+    disable_fallback: bool | None = None
+    whitespace_pattern: str | None = None
 
 
 class Refused(Struct, kw_only=True):
@@ -33,53 +52,36 @@ class Refused(Struct, kw_only=True):
     A field that nobody knows is passed over, as vLLM and SGLang do: clients add notes of their own.
     """
 
-    allowed_token_ids: Any = None
-    bad_words: Any = None
     bootstrap_host: Any = None
     chat_template: Any = None
     custom_params: Any = None
-    ebnf: Any = None
     function_call: Any = None
     functions: Any = None
-    guided_choice: Any = None
-    guided_decoding_backend: Any = None
-    guided_grammar: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    json_schema: Any = None
     kv_transfer_params: Any = None
     length_penalty: Any = None
     logits_processors: Any = None
+    logprob_token_ids: Any = None
     lora_path: Any = None
     mm_processor_kwargs: Any = None
     modalities: Any = None
     audio: Any = None
     prediction: Any = None
-    prompt_logprobs: Any = None
-    regex: Any = None
-    repetition_detection: Any = None
-    return_token_ids: Any = None
-    return_tokens_as_token_ids: Any = None
     stop_regex: Any = None
-    stream_interval: Any = None
-    structured_outputs: Any = None
     suffix: Any = None
-    thinking_token_budget: Any = None
-    truncate_prompt_tokens: Any = None
     use_beam_search: Any = None
     vllm_xargs: Any = None
     web_search_options: Any = None
 
 
 # What asks for nothing, beside null, false and empty containers.
-NEUTRAL: dict[str, Any] = {"length_penalty": 1.0, "modalities": ["text"], "stream_interval": 1, "suffix": ""}
+NEUTRAL: dict[str, Any] = {"length_penalty": 1.0, "modalities": ["text"], "suffix": ""}
 
 
 class GenerationRequest(Refused, kw_only=True):
     """What both completion endpoints share.
 
-    `user`, `metadata`, `store`, `service_tier`, `safety_identifier`, `prompt_cache_key` and `request_id` are notes of
-    the client's own and change nothing. `spaces_between_special_tokens` has no effect: no space is ever put there.
+    `user`, `metadata`, `store`, `safety_identifier`, `prompt_cache_key` and `request_id` are notes of the client's
+    own and change nothing. `spaces_between_special_tokens` has no effect: no space is ever put there.
     """
 
     model: str | None = None
@@ -97,23 +99,42 @@ class GenerationRequest(Refused, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
-    logit_bias: (
-        Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=MAX_LOGIT_BIAS)]
-        | None
-    ) = None
-    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Meta(max_length=MAX_STOP_TOKEN_IDS)] | None = None
+    logit_bias: dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    stop: StopString | list[StopString] | None = None
+    stop_token_ids: list[TokenId] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=128, pattern=r"\A[^@/\\\x00]+\Z")] | None = None
+    cache_salt: CacheSalt | None = None
     response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_json_object: bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
+    guided_decoding_backend: str | None = None
+    json_schema: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    ebnf: str | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    grammar: str | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
-    service_tier: str | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Meta(min_length=1)] | None = None
+    bad_words: list[Annotated[str, Meta(min_length=1)]] | None = None
+    repetition_detection: RepetitionDetectionFields | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0)] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKEN)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    stream_interval: Annotated[int, Meta(ge=1, le=MAX_TOKEN)] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
@@ -148,6 +169,8 @@ class Message(Struct):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None  # what vLLM calls it
 
 
 class FunctionDefinition(Struct):
@@ -165,28 +188,28 @@ class Tool(Struct):
 class ChatRequest(GenerationRequest, kw_only=True):
     """`POST /v1/chat/completions`.
 
-    `tools` go to the template; with `tool_choice` "none" they do not. Under "auto" the model's text is returned as
-    content, tool calls in it are not parsed yet. Any other choice would be a constraint, so it is refused.
+    `tools` go to the template, with `tool_choice` "none" too unless the server was told to leave them out.
+    `thinking_token_budget` -1 is no bound; it and `reasoning_effort` change nothing for a model that does not mark
+    its thinking.
     """
 
-    messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)]
     max_completion_tokens: TokenCount | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0)] | None = None
     echo: bool | None = None
-    tools: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(min_length=1)] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     add_special_tokens: bool | None = None
-    documents: Annotated[list[dict[str, Any]], Meta(max_length=MAX_MESSAGES)] | None = None
-    chat_template_kwargs: (
-        Annotated[dict[str, str | int | float | bool | None], Meta(max_length=MAX_TEMPLATE_VARIABLES)] | None
-    ) = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    verbosity: str | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
     include_reasoning: bool | None = None
+    thinking_token_budget: Annotated[int, Meta(ge=-1, le=MAX_TOKEN)] | None = None
 
 
 class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -194,15 +217,13 @@ class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
-    tools: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)] | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(min_length=1)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     return_token_strs: bool | None = None
-    chat_template_kwargs: (
-        Annotated[dict[str, str | int | float | bool | None], Meta(max_length=MAX_TEMPLATE_VARIABLES)] | None
-    ) = None
+    chat_template_kwargs: dict[str, str | int | float | bool | None] | None = None
 
 
 class DetokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):

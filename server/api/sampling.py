@@ -7,8 +7,11 @@ from typing import Any
 
 from ...scheduler.messages import EngineInfo, SamplingParams
 from ..generation_defaults import GenerationDefaults
+from ..limits import LimitOptions
 from .errors import ApiError, bad_request, shown
+from .limits import check_limits
 from .protocol import NEUTRAL, ChatRequest, CompletionRequest, GenerationRequest, Refused
+from .token_rules import check_token_rules
 
 GREEDY_BELOW = 1e-5
 SEED_BITS = 63
@@ -48,33 +51,26 @@ class Sampling:
         defaults: GenerationDefaults,
         eos_token_ids: list[int],
         seeds: SeedSource,
-        max_n: int,
-        max_logprobs: int,
+        limits: LimitOptions,
     ) -> None:
         self._defaults = defaults
         self._eos = eos_token_ids
         self._seeds = seeds
-        self._max_n = max_n
-        self._max_logprobs = max_logprobs
+        self._limits = limits
 
     def check(self, request: GenerationRequest) -> None:
         """All that can be said before the prompt is known. Raises a 400."""
         refuse_unsupported(request)
+        check_limits(self._limits, request)
+        check_token_rules(self._limits, request)
+        refuse_contradictions(request)
         n = request.n or 1
-        if n > self._max_n:
-            raise bad_request("n", f"{n} choices are more than this server allows, {self._max_n}")
         if request.best_of not in (None, n):
             raise bad_request(
                 "best_of", f"must equal n ({n}) or be left out, ranking choices is not supported"
             )
         if request.stream_options is not None and not request.stream:
             raise bad_request("stream_options", "is only allowed with stream = true")
-        for name in ("logprobs", "top_logprobs"):
-            value = getattr(request, name, None)
-            if isinstance(value, int) and value > self._max_logprobs:
-                raise bad_request(
-                    name, f"{value} alternatives are more than this server gives, {self._max_logprobs}"
-                )
         if isinstance(request, ChatRequest):
             if request.top_logprobs is not None and not request.logprobs:
                 raise bad_request("top_logprobs", "needs logprobs = true")
@@ -153,11 +149,28 @@ class Sampling:
 
 def wanted_logprobs(request: GenerationRequest) -> tuple[int, int]:
     """(alternatives a output token, alternatives a prompt token); -1 = none asked for."""
+    prompt = -1 if request.prompt_logprobs is None else request.prompt_logprobs
     if isinstance(request, ChatRequest):
-        return (request.top_logprobs or 0) if request.logprobs else -1, -1
+        return (request.top_logprobs or 0) if request.logprobs else -1, prompt
     if isinstance(request, CompletionRequest) and request.logprobs is not None:
-        return request.logprobs, request.logprobs if request.echo else -1
-    return -1, -1
+        return request.logprobs, max(prompt, request.logprobs) if request.echo else prompt
+    return -1, prompt
+
+
+def refuse_contradictions(request: GenerationRequest) -> None:
+    """A 400 for wishes of which one could not be granted beside the other."""
+    if request.prompt_logprobs is not None and request.stream:
+        raise bad_request("prompt_logprobs", "are part of whole answers only: leave stream out")
+    if request.truncate_prompt_tokens == 0:
+        raise bad_request(
+            "truncate_prompt_tokens", "must be -1 (what fits) or at least 1: a prompt is needed"
+        )
+    if request.truncation_side is not None and request.truncate_prompt_tokens is None:
+        raise bad_request("truncation_side", "needs truncate_prompt_tokens")
+    if request.priority is not None and request.service_tier in ("flex", "priority"):
+        raise bad_request(
+            "service_tier", f"{shown(request.service_tier)} is a priority too: leave priority out"
+        )
 
 
 def first_given(*values: Any) -> Any:
@@ -180,21 +193,6 @@ def refuse_unsupported(request: GenerationRequest) -> None:
         if value is None or value is False or value in ({}, []) or value == NEUTRAL.get(name):
             continue
         raise not_supported(name, value)
-    form = request.response_format
-    if form is not None and form != {"type": "text"}:
-        raise not_supported("response_format", form.get("type"))
-    if isinstance(request, ChatRequest):
-        choice = request.tool_choice
-        if choice not in (None, "none", "auto"):
-            raise not_supported("tool_choice", choice)
-        if choice == "auto" and not request.tools:
-            raise bad_request("tool_choice", "is only allowed with tools")
-        if request.tools and request.parallel_tool_calls is False:
-            raise not_supported("parallel_tool_calls", False)
-        if request.include_reasoning is False:
-            raise not_supported("include_reasoning", False)
-        if request.echo:
-            raise not_supported("echo", True)
 
 
 def not_supported(name: str, value: object) -> ApiError:

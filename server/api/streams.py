@@ -14,11 +14,13 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from ...scheduler.messages import FinishReason
-from ..http.events import DONE, EventStream
+from ..http.events import DONE, PING, EventStream
 from ..metrics.catalogue import Metrics
+from ..parsing.events import CallArguments, CallStart, Content, Event, Reasoning, merged
 from ..requests.generation import ClientGone, Generation, GenerationFailed
 from ..requests.link import EngineLink
 from ..requests.sequence import Failure, TokenLogprob
+from .chat_calls import ChatCalls
 from .errors import error_body, from_failure
 from .logprobs import CompletionLogprobs
 from .protocol import GenerationRequest
@@ -32,7 +34,7 @@ HEADERS = [
 ]
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What every chunk and every whole answer of a request begin with."""
 
     id: str
@@ -40,10 +42,28 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     model: str
     system_fingerprint: str
+    service_tier: str | None = None
 
 
-class StreamedGeneration(Generation):
-    """A generation whose choices write events."""
+class EventGeneration(Generation):
+    """A generation whose answer is a stream of events; `ping` is what is written into a long silence."""
+
+    def __init__(
+        self,
+        link: EngineLink,
+        metrics: Metrics,
+        choices_per_prompt: int,
+        *,
+        keep_alive_s: float,
+        ping: bytes = PING,
+    ) -> None:
+        super().__init__(link, metrics, choices_per_prompt)
+        self.events = EventStream(keep_alive_s, ping)
+        self.started = False  # the client has been told 200
+
+
+class StreamedGeneration(EventGeneration):
+    """A generation whose choices write chunks of completions."""
 
     def __init__(
         self,
@@ -55,14 +75,14 @@ class StreamedGeneration(Generation):
         request: GenerationRequest,
         keep_alive_s: float,
     ) -> None:
-        super().__init__(link, metrics, choices_per_prompt)
+        super().__init__(link, metrics, choices_per_prompt, keep_alive_s=keep_alive_s)
         options = request.stream_options
         self._include_usage = bool(options and options.include_usage)
         self._continuous = bool(options and options.continuous_usage_stats)
+        self.return_token_ids = bool(request.return_token_ids)
+        self._once = b""
         self.head = b"data: " + encode(envelope)[:-1] + b',"choices":['
         self._plain_end = b',"usage":null}\n\n' if self._include_usage else b"}\n\n"
-        self.events = EventStream(keep_alive_s)
-        self.started = False  # the client has been told 200
         self.on_error_finish: list[Callable[[], None]] = []
 
     @property
@@ -71,9 +91,15 @@ class StreamedGeneration(Generation):
         return None if self._continuous else b"]" + self._plain_end
 
     def end(self) -> bytes:
+        once, self._once = self._once, b""
         if self._continuous:
-            return b'],"usage":' + encode(self.usage().as_dict()) + b"}\n\n"
-        return b"]" + self._plain_end
+            return b"]" + once + b',"usage":' + encode(self.usage().as_dict()) + b"}\n\n"
+        return b"]" + once + self._plain_end
+
+    def name_prompt(self) -> None:
+        """The next chunk carries the prompt's tokens, if the client wants token ids."""
+        if self.return_token_ids:
+            self._once = b',"prompt_token_ids":' + encode(self.sequences[0].prompt.tolist())
 
     def on_stop(self, error: GenerationFailed | ClientGone | None) -> None:
         if isinstance(error, GenerationFailed) and self.started:
@@ -98,6 +124,7 @@ class StreamedChoice(ABC):
         self._push = generation.events.push
         self._index = index
         self._finished = False
+        self._tokens_told = 0
         generation.on_error_finish.append(self._finish_with_error)
         end = generation.fixed_end
         self._head = generation.head + b'{"index":%d,' % index + self.text_open
@@ -109,11 +136,23 @@ class StreamedChoice(ABC):
     def _end(self) -> bytes:
         return self._generation.end()
 
-    def _write(self, fields: bytes) -> None:
-        """A chunk with other fields than a plain text."""
+    def _write(self, fields: bytes, *, tokens: bool = True) -> None:
+        """A chunk with other fields than a plain text; without `tokens` it stands for none of the output's."""
+        if tokens and self._generation.return_token_ids:
+            fields += self._token_ids()
         self._push(self._generation.head + b'{"index":%d,' % self._index + fields + b"}" + self._end())
 
-    def _write_text(self, text: str) -> None:
+    def _token_ids(self) -> bytes:
+        """The tokens since the last chunk."""
+        output = self._generation.sequences[self._index].output
+        new = output[self._tokens_told :].tolist() if self._generation.counts_output else []
+        self._tokens_told = len(output)
+        return b',"token_ids":' + encode(new)
+
+    def _write_text(self, text: str, *, tokens: bool = True) -> None:
+        if self._generation.return_token_ids:
+            self._write(self.text_open + encode(text) + self.text_close[:-1], tokens=tokens)
+            return
         tail = self._tail
         self._push(self._head + encode(text) + (tail if tail is not None else self.text_close + self._end()))
 
@@ -135,7 +174,7 @@ class StreamedChoice(ABC):
 
 
 class ChatStreamedChoice(StreamedChoice):
-    """Chunks of /v1/chat/completions."""
+    """Chunks of /v1/chat/completions. Every part of an answer has a chunk of its own."""
 
     text_open = b'"delta":{"content":'
     text_close = b'},"logprobs":null,"finish_reason":null}'
@@ -145,14 +184,25 @@ class ChatStreamedChoice(StreamedChoice):
         generation: StreamedGeneration,
         index: int,
         describe: Callable[[list[TokenLogprob]], list[dict[str, Any]]],
+        calls: ChatCalls | None = None,
+        echo: str = "",
     ) -> None:
         super().__init__(generation, index)
         self._describe = describe
+        self._calls = calls or ChatCalls()
+        self._echo = echo
         self._opened = False
 
-    def _open(self) -> None:
+    def _open(self, content: bytes = b'""') -> None:
         self._opened = True
-        self._write(b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null')
+        if self._index == 0:
+            self._generation.name_prompt()
+        self._write(
+            b'"delta":{"role":"assistant","content":%b},"logprobs":null,"finish_reason":null' % content,
+            tokens=False,
+        )
+        if self._echo:
+            self._write_text(self._echo, tokens=False)
 
     def prompt_logprobs(self, entries: list[TokenLogprob]) -> None:
         raise AssertionError("chat never asks for them")
@@ -166,10 +216,34 @@ class ChatStreamedChoice(StreamedChoice):
         else:
             self._write_text(text)
 
+    def events(self, events: list[Event], logprobs: list[TokenLogprob] | None) -> None:
+        """A chunk for each; the log probabilities go with the first, or with an empty delta if there is none."""
+        described = b"null"
+        if logprobs:
+            described = encode({"content": self._describe(logprobs), "refusal": None})
+        deltas = [self._delta(event) for event in merged(events)] or [b"{}"]
+        if not self._opened:
+            # As OpenAI does: null says that no content need come.
+            self._open(b'""' if deltas[0].startswith(b'{"content"') else b"null")
+        for delta in deltas:
+            self._write(b'"delta":' + delta + b',"logprobs":' + described + b',"finish_reason":null')
+            described = b"null"
+
+    def _delta(self, event: Event) -> bytes:
+        match event:
+            case Content(text):
+                return encode({"content": text})
+            case Reasoning(text):
+                return encode({"reasoning_content": text, "reasoning": text})
+            case CallStart():
+                return encode({"tool_calls": [self._calls.start(event)]})
+            case CallArguments():
+                return encode({"tool_calls": [self._calls.arguments(event)]})
+
     def _write_finish(self, reason: FinishReason, stop_reason: int | str | None) -> None:
         if not self._opened:
             self._open()
-        ending = (encode(reason), encode(stop_reason), encode(stop_reason))
+        ending = (encode(self._calls.finish_reason(reason)), encode(stop_reason), encode(stop_reason))
         self._write(
             b'"delta":{},"logprobs":null,"finish_reason":%b,"stop_reason":%b,"matched_stop":%b' % ending
         )
@@ -195,13 +269,20 @@ class CompletionStreamedChoice(StreamedChoice):
         self._hide_output = hide_output
         self._logprobs = logprobs
 
-    def _write_described(self, text: str, described: dict[str, Any]) -> None:
+    def _token_ids(self) -> bytes:
+        """Before the first of them, those of the choice's prompt."""
+        if self._tokens_told:
+            return super()._token_ids()
+        prompt = self._generation.sequences[self._index].prompt
+        return b',"prompt_token_ids":' + encode(prompt.tolist()) + super()._token_ids()
+
+    def _write_described(self, text: str, described: dict[str, Any], *, tokens: bool = True) -> None:
         tail = b',"logprobs":' + encode(described) + b',"finish_reason":null,"stop_reason":null'
-        self._write(self.text_open + encode(text) + tail)
+        self._write(self.text_open + encode(text) + tail, tokens=tokens)
 
     def prompt_logprobs(self, entries: list[TokenLogprob]) -> None:
         assert self._logprobs is not None
-        self._write_described(self._echo or "", self._logprobs.prompt(entries))
+        self._write_described(self._echo or "", self._logprobs.prompt(entries), tokens=False)
         self._echo = None
 
     def text(self, text: str, logprobs: list[TokenLogprob] | None) -> None:
@@ -218,7 +299,7 @@ class CompletionStreamedChoice(StreamedChoice):
         if self._echo is not None and self._logprobs is not None:
             self.prompt_logprobs([])
         elif self._echo is not None:
-            self._write_text(self._echo)
+            self._write_text(self._echo, tokens=False)
             self._echo = None
 
     def _write_finish(self, reason: FinishReason, stop_reason: int | str | None) -> None:
@@ -232,7 +313,7 @@ class CompletionStreamedChoice(StreamedChoice):
 
 
 async def send_stream(
-    generation: StreamedGeneration, scope: Scope, receive: Receive, send: Send, *, max_tokens: int
+    generation: EventGeneration, scope: Scope, receive: Receive, send: Send, *, max_tokens: int
 ) -> None:
     """Run it and write its events. Status and headers wait for the first of them: a refusal is still a plain error."""
     raw_send: Send = scope.get(RAW_SEND, send)

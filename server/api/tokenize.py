@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`."""
+"""`POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..services import Services
-from .conversation import render
+from .conversation import render_async
 from .endpoint import check_model, read_request
 from .errors import bad_request
+from .limits import check_lengths
 from .protocol import DetokenizeRequest, TokenizeRequest
 from .sampling import check_vocabulary
 
@@ -36,8 +37,10 @@ class Tokenization:
         check_model(services, request.model)
         if (request.prompt is None) == (request.messages is None):
             raise bad_request("prompt", "either prompt or messages is required, and not both")
+        check_lengths(services.config.limits, request)
         if request.messages is not None:
-            text, special = render(services.template, request), bool(request.add_special_tokens)
+            text = await render_async(services, request)
+            special = bool(request.add_special_tokens)
         else:
             text, special = request.prompt or "", request.add_special_tokens is not False
         tokens = (await services.tokenizer.encode_async(text, add_special_tokens=special)).tolist()
@@ -62,3 +65,10 @@ class Tokenization:
             request.tokens, skip_special_tokens=bool(request.skip_special_tokens)
         )
         return json_response({"prompt": text})
+
+    async def info(self, http: Request) -> Response:
+        """What tokenizer_config.json says, the chat template in force included."""
+        services = self._services
+        own = {"tokenizer_class": "PreTrainedTokenizerFast", "vocab_size": services.tokenizer.vocab_size}
+        template = services.template.described
+        return json_response({**own, **services.tokenizer.config, "chat_template": template})

@@ -1,7 +1,7 @@
 """Starts the processes of the family, restarts what dies, and stops them in order.
 
-Front ends are stopped first: they finish what runs. Then engines. Nothing here blocks except the one wait of the
-loop; without events the supervisor sleeps.
+Front ends are stopped first: they finish what runs. Then engines and what works in the background. Nothing here
+blocks except the one wait of the loop; without events the supervisor sleeps.
 """
 
 from __future__ import annotations
@@ -28,18 +28,23 @@ EXIT_FAILED = 1
 EXIT_BAD_CONFIGURATION = 2  # of a child: starting it again cannot help, it has said why in one line
 # What never worked is tried again once, in case the cause passes; nobody waits for it yet, so then the user is told.
 RESTARTS_BEFORE_SERVING = 1
-FRONT_END_RESTARTS = 8  # within the window, before its restarts slow down to the longest back-off
-FRONT_END_WINDOW_S = 60.0
+QUICK_RESTARTS = 8  # of others than engines within the window, before they slow down to the longest back-off
+QUICK_RESTART_WINDOW_S = 60.0
 GRACE_S = 5.0  # between SIGTERM (or the end of the drain) and SIGKILL
 
 
 @dataclass(frozen=True)
 class Family:
-    """What to run: engines (index = engine id) and front ends (index = front end id) with their ZMQ endpoints."""
+    """What to run: engines (index = engine id) and front ends (index = front end id) with their ZMQ endpoints.
+
+    What is in the `background` is started once the front ends serve, so that it delays nothing; whatever becomes of
+    it, the others go on.
+    """
 
     engines: Sequence[ChildSpec]
     frontends: Sequence[ChildSpec]
     endpoints: Sequence[str]
+    background: Sequence[ChildSpec] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Phase(enum.Enum):
     STARTING = "starting"  # not every front end has served yet
     SERVING = "serving"
     DRAINING = "draining"  # front ends finish what runs
-    STOPPING = "stopping"  # engines end
+    STOPPING = "stopping"  # engines and the background end
     ENDED = "ended"
 
 
@@ -89,9 +94,9 @@ class Supervisor:
             Child(spec, BackOff(limits.engine_restart_limit, limits.engine_restart_window_s))
             for spec in family.engines
         ]
-        self._frontends = [
-            Child(spec, BackOff(FRONT_END_RESTARTS, FRONT_END_WINDOW_S)) for spec in family.frontends
-        ]
+        self._frontends = [patient_child(spec) for spec in family.frontends]
+        self._later = family.background
+        self._background: list[Child] = []
         self._phase = Phase.STARTING
         self._deadline: float | None = None  # of the phase; what still runs then is killed
         self._serving: set[int] = set()
@@ -128,7 +133,7 @@ class Supervisor:
         self._start_due()
 
     def _children(self) -> list[Child]:
-        return [*self._engines, *self._frontends]
+        return [*self._engines, *self._frontends, *self._background]
 
     def _time_left(self) -> float | None:
         """Seconds until something is due; None if only an event can bring work."""
@@ -163,6 +168,7 @@ class Supervisor:
         if self._phase is Phase.STARTING and len(self._serving) == len(self._frontends):
             self._move(Phase.SERVING)
             self._on_serving()
+            self._background = [patient_child(spec) for spec in self._later]
 
     # -------------------------------------------------------------------------------------------------------- deaths
 
@@ -175,6 +181,10 @@ class Supervisor:
             status = child.ended()
             if status is not None:
                 self._frontend_ended(child, status)
+        for child in self._background:
+            status = child.ended()
+            if status is not None:
+                self._background_ended(child, status)
 
     def _engine_ended(self, engine_id: int, child: Child, status: int) -> None:
         if self._phase is Phase.STOPPING:
@@ -232,6 +242,16 @@ class Supervisor:
                 child.give_up()
                 self._drain(EXIT_BAD_CONFIGURATION if refused else EXIT_FAILED)
                 return
+        self._restart(child, status)
+
+    def _background_ended(self, child: Child, status: int) -> None:
+        if self._phase is Phase.STOPPING:
+            child.give_up()
+        else:
+            self._restart(child, status)
+
+    def _restart(self, child: Child, status: int) -> None:
+        """However often it ends, it is started again, at first at once."""
         now = time.monotonic()
         delay = child.back_off.next_delay(now)
         delay = LONGEST_BACK_OFF_S if delay is None else delay
@@ -274,9 +294,9 @@ class Supervisor:
         if self._phase is Phase.DRAINING and self._all_gone(self._frontends):
             self._move(Phase.STOPPING)
             self._deadline = time.monotonic() + self._limits.grace_s
-            for child in self._engines:
+            for child in (*self._engines, *self._background):
                 child.terminate()
-        if self._phase is Phase.STOPPING and self._all_gone(self._engines):
+        if self._phase is Phase.STOPPING and self._all_gone([*self._engines, *self._background]):
             self._move(Phase.ENDED)
 
     def _all_gone(self, children: Sequence[Child]) -> bool:
@@ -292,6 +312,11 @@ class Supervisor:
     def _move(self, phase: Phase) -> None:
         assert phase in LEGAL[self._phase], (self._phase, phase)
         self._phase = phase
+
+
+def patient_child(spec: ChildSpec) -> Child:
+    """One that is never given up."""
+    return Child(spec, BackOff(QUICK_RESTARTS, QUICK_RESTART_WINDOW_S))
 
 
 def connect(endpoints: Sequence[str], wakeup_fd: int) -> FamilyLink:

@@ -18,7 +18,7 @@ class EventStream:
 
     Once the reader has given its `send` away (`write_through`) and has nothing left to do, `push` calls it directly:
     an event costs no wake-up of a task, only the write. When the socket takes no more, the reader is woken and
-    finishes that write, and events queue until it is done. After `keep_alive_s` seconds without an event a comment is
+    finishes that write, and events queue until it is done. After `keep_alive_s` seconds without an event `ping` is
     written, so that proxies keep the connection.
     """
 
@@ -31,12 +31,14 @@ class EventStream:
         "_keep_alive_s",
         "_last_event",
         "_loop",
+        "_ping",
         "_send",
         "_timer",
         "_waiter",
     )
 
-    def __init__(self, keep_alive_s: float) -> None:
+    def __init__(self, keep_alive_s: float, ping: bytes = PING) -> None:
+        self._ping = ping
         self._loop = asyncio.get_running_loop()
         self._chunks: list[bytes] = []
         self._waiter: asyncio.Future[None] | None = None
@@ -110,7 +112,7 @@ class EventStream:
         rest = self._last_event + self._keep_alive_s - self._loop.time()
         if rest <= 0:
             if not self._chunks and self._blocked is None:
-                self.push(PING)
+                self.push(self._ping)
             rest = self._keep_alive_s
         self._timer = self._loop.call_later(rest, self._tick)
 

@@ -10,27 +10,35 @@ import secrets
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..api.endpoint import REQUEST_ID
+from ..api.caller import REQUEST_ID, speaks_anthropic
 from ..api.errors import ApiError, error_response, unavailable
+from ..api.isolation import presented_key
 from ..api.streams import RAW_SEND
 from ..requests.generation import ClientGone
 from ..requests.link import EngineLink
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset({"/health", "/ready"})
 CLIENT_ID = re.compile(rb"[\w.:\-]{1,128}", re.ASCII)
 
 
 class Gate:
-    """ASGI middleware. Everything but `OPEN_PATHS` needs a key, if there are keys, and a server that is not leaving."""
+    """ASGI middleware. Everything but `open_paths` needs a key, if there are keys, and a server that is not leaving."""
 
     def __init__(
-        self, app: ASGIApp, *, link: EngineLink, api_keys: list[str], root_path: str, request_id_headers: bool
+        self,
+        app: ASGIApp,
+        *,
+        link: EngineLink,
+        api_keys: list[str],
+        open_paths: frozenset[str],
+        root_path: str,
+        request_id_headers: bool,
     ) -> None:
         self._app = app
         self._link = link
         self._keys = [key.encode() for key in api_keys]
+        self._open_paths = open_paths
         self._root_path = root_path
         self._request_id_headers = request_id_headers
 
@@ -48,7 +56,10 @@ class Gate:
             if message["type"] == "http.response.start":
                 started = True
                 if self._request_id_headers:
-                    MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                    headers = MutableHeaders(scope=message)
+                    headers["X-Request-Id"] = request_id
+                    if speaks_anthropic(scope):
+                        headers["request-id"] = request_id
             await send(message)
 
         try:
@@ -56,7 +67,7 @@ class Gate:
             if refusal is None:
                 await self._app(scope, receive, send_marked)
             else:
-                await error_response(refusal)(scope, receive, send_marked)
+                await error_response(refusal, scope)(scope, receive, send_marked)
         except ClientGone:
             return
         except Exception:
@@ -64,15 +75,15 @@ class Gate:
             if started:
                 raise
             error = ApiError(500, "internal server error", headers={"Connection": "close"})
-            await error_response(error)(scope, receive, send_marked)
+            await error_response(error, scope)(scope, receive, send_marked)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        if scope["path"].removeprefix(self._root_path) in OPEN_PATHS:
+        if scope["path"].removeprefix(self._root_path) in self._open_paths:
             return None
         if self._keys and not self._knows_key(scope):
             return ApiError(
                 401,
-                "a valid API key is required: send it as `Authorization: Bearer KEY`",
+                "a valid API key is required: send it as `Authorization: Bearer KEY` or `x-api-key: KEY`",
                 headers={"WWW-Authenticate": "Bearer"},
             )
         if self._link.draining:
@@ -81,10 +92,7 @@ class Gate:
 
     def _knows_key(self, scope: Scope) -> bool:
         """Compares with every key in constant time: how long it takes says nothing about any of them."""
-        given = b""
-        for name, value in scope["headers"]:
-            if name == b"authorization" and value[:7].lower() == b"bearer ":
-                given = value[7:].strip()
+        given = presented_key(scope)
         known = False
         for key in self._keys:
             known |= hmac.compare_digest(given, key)

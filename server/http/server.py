@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Generator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_HEADER_BYTES = 64 << 10
+from ..limits import LimitOptions
+
 KEEP_ALIVE_S = 65
 DATE_INTERVAL_S = 1.0
-HEADERS_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-)
+REFUSAL = b"HTTP/1.1 %b\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+HEADERS_TOO_LARGE = REFUSAL % b"431 Request Header Fields Too Large"
+TOO_SLOW = REFUSAL % b"408 Request Timeout"
+TOO_MANY = REFUSAL % b"503 Service Unavailable\r\nretry-after: 1"
 
 
 class HeadersTooLarge(Exception):
@@ -24,37 +28,76 @@ class HeadersTooLarge(Exception):
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Answers 431 and closes when request line and headers grow beyond `MAX_HEADER_BYTES`."""
+    """One connection within the bounds of `limits`: their number, the size of headers, the time a request may take.
+
+    Time runs while the client owes something: headers from the connection's start or a request's first byte on, then
+    its body. Between requests uvicorn's keep-alive time runs, while an answer is written none does.
+    """
 
     _in_headers = True
     _header_bytes = 0  # of headers that are not complete
+    _owed: asyncio.TimerHandle | None = None
+
+    def __init__(self, limits: LimitOptions, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._limits = limits
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.max_connections:
+            self._refuse(TOO_MANY)
+        else:
+            self._expect(self._limits.header_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect(None)
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._in_headers:
             self._header_bytes += len(data)
         super().data_received(data)
-        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-            self._refuse()
+        too_long = self._in_headers and self._header_bytes > self._limits.max_header_bytes
+        if too_long and not self.transport.is_closing():
+            self._refuse(HEADERS_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         self._in_headers = True
+        self._expect(self._limits.header_timeout)
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEADER_BYTES:
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > self._limits.max_header_bytes:
             raise HeadersTooLarge
         self._in_headers = False
         self._header_bytes = 0
+        self._expect(self._limits.body_timeout)
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        self._expect(None)
+        super().on_message_complete()
+
     def send_400_response(self, msg: str) -> None:
-        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
-            self._refuse()
+        if self._in_headers and self._header_bytes > self._limits.max_header_bytes:
+            self._refuse(HEADERS_TOO_LARGE)
         else:
             super().send_400_response(msg)
 
-    def _refuse(self) -> None:
-        self.transport.write(HEADERS_TOO_LARGE)
+    def _expect(self, seconds: float | None) -> None:
+        """The client has this long for what it owes; None: it owes nothing."""
+        if self._owed is not None:
+            self._owed.cancel()
+        self._owed = None if seconds is None else self.loop.call_later(seconds, self._too_slow)
+
+    def _too_slow(self) -> None:
+        if not self.transport.is_closing():
+            answered = self.cycle is not None and self.cycle.response_started
+            self._refuse(b"" if answered and not self._in_headers else TOO_SLOW)
+
+    def _refuse(self, answer: bytes) -> None:
+        self.transport.write(answer)
         self.transport.close()
 
 
@@ -65,6 +108,7 @@ class HttpServer(uvicorn.Server):
         self,
         app: ASGIApp,
         *,
+        limits: LimitOptions,
         root_path: str,
         ssl_keyfile: str | None,
         ssl_certfile: str | None,
@@ -73,7 +117,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=LimitedProtocol,
+                http=functools.partial(LimitedProtocol, limits),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

@@ -1,15 +1,17 @@
 """What is counted in the front ends: every counter, gauge and histogram with its name, and the cheap ways to feed them.
 
-Names follow vLLM's (`vllm:` prefix), so that existing dashboards and routers read them; names without prefix are
-those of the BIS contract. What only the engine knows comes from its status, in `exposition.py`.
+Names follow vLLM's (`vllm:` prefix), so that existing dashboards and routers read them, and SGLang's (`sglang:`)
+where vLLM counts nothing; names without prefix are those of the BIS contract. What only the engine knows comes from
+its status, in `exposition.py`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
+from ...scheduler.messages import FinishReason
 from .cells import Cells
 
 # 1-2-5 series for token counts; latencies as vLLM has them, inter-token from 0.5 ms.
@@ -24,6 +26,7 @@ ITL = (
     *(0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80),
 )
 RATE = (1, 2, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 400, 500, 750, 1000, 2000, 5000)
+COMPILE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 240)
 CHOICES = (1, 2, 5, 10, 20, 50, 100)
 MAX_PENDING_GAPS = 4096
 
@@ -58,7 +61,7 @@ COUNTERS = (
         "vllm:request_success",
         "Sequences that ended, by finish reason.",
         "finished_reason",
-        ("stop", "length", "abort", "error"),
+        get_args(FinishReason),
     ),
     Counter(
         "vllm:admission_rejections",
@@ -69,10 +72,26 @@ COUNTERS = (
     Counter("penstock:client_disconnects", "Requests whose client left before the end."),
     Counter("penstock:aborted_sequences", "Sequences stopped because their client left."),
     Counter("penstock:resumed_sequences", "Sequences given to an engine again after theirs died."),
+    Counter("sglang:num_grammar", "Requests whose output is constrained by a grammar."),
+    Counter("sglang:num_grammar_cache_hit", "Grammars that did not have to be compiled to be checked."),
+    Counter("sglang:num_grammar_timeout", "Requests refused because their grammar took too long to compile."),
+    Counter(
+        "sglang:num_grammar_aborted",
+        "Requests refused because of their grammar for another reason, or whose client left before the verdict.",
+    ),
+    Counter(
+        "penstock:pooled_prompts",
+        "Prompts that were read, not continued, by what was asked of them.",
+        "task",
+        ("embed", "classify"),
+    ),
     Counter("input_tokens", "Prompt tokens."),
     Counter("output_tokens", "Output tokens."),
 )
-GAUGES = (Gauge("concurrent_requests", "Generation requests in progress over HTTP."),)
+GAUGES = (
+    Gauge("concurrent_requests", "Generation requests in progress over HTTP."),
+    Gauge("sglang:num_grammar_queue_reqs", "Requests that wait for their grammar to be checked."),
+)
 HISTOGRAMS = (
     Histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", TTFT),
     Histogram("vllm:inter_token_latency_seconds", "Time between consecutive outputs of a sequence.", ITL),
@@ -86,6 +105,7 @@ HISTOGRAMS = (
     Histogram("vllm:request_generation_tokens", "Output tokens of a sequence.", TOKENS),
     Histogram("vllm:request_params_n", "Choices asked for.", CHOICES),
     Histogram("vllm:request_params_max_tokens", "max_tokens of a request.", TOKENS),
+    Histogram("sglang:grammar_compilation_time_seconds", "Time to compile a grammar, per check.", COMPILE),
     Histogram("input_tokens_per_request", "Prompt tokens of a sequence.", TOKENS),
     Histogram("output_tokens_per_request", "Output tokens of a sequence.", TOKENS),
     Histogram("tps_per_request", "Output tokens per second of a sequence, after its first token.", RATE),
@@ -166,6 +186,9 @@ class Metrics:
 
     def sequence_started(self, ttft_s: float, num_prompt_tokens: int, cached_tokens: int) -> None:
         self.observe("vllm:time_to_first_token_seconds", ttft_s)
+        self._prompt_tokens(num_prompt_tokens, cached_tokens)
+
+    def _prompt_tokens(self, num_prompt_tokens: int, cached_tokens: int) -> None:
         self.count("vllm:prompt_tokens", num_prompt_tokens)
         self.count("input_tokens", num_prompt_tokens)
         self.count("vllm:prompt_tokens_cached", cached_tokens)
@@ -197,6 +220,25 @@ class Metrics:
         if num_output_tokens > 1 and decode_s > 0:
             self.observe("vllm:request_time_per_output_token_seconds", decode_s / (num_output_tokens - 1))
             self.observe("tps_per_request", (num_output_tokens - 1) / decode_s)
+
+    def prompt_pooled(
+        self,
+        task: str,
+        *,
+        seconds: float,
+        queue_s: float,
+        prefill_s: float,
+        num_prompt_tokens: int,
+        cached_tokens: int,
+    ) -> None:
+        """A prompt was read, `seconds` after it came; `queue_s` and `prefill_s` as the engine measured them."""
+        self.count("penstock:pooled_prompts", 1.0, task)
+        self.count("vllm:request_success", 1.0, "stop")
+        self._prompt_tokens(num_prompt_tokens, cached_tokens)
+        self.observe("vllm:e2e_request_latency_seconds", seconds)
+        self.observe("vllm:request_queue_time_seconds", queue_s)
+        self.observe("vllm:request_prefill_time_seconds", prefill_s)
+        self.observe("vllm:request_inference_time_seconds", prefill_s)
 
     def sequence_refused(self, reason: str) -> None:
         self.count("vllm:admission_rejections", 1.0, reason)

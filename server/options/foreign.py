@@ -17,6 +17,7 @@ KNOWN = {
     "trust-remote-code": "is not supported, no code from a checkpoint is ever run: leave it out",
     "skip-tokenizer-init": "is not supported, the server always tokenises: leave it out",
     "tokenizer-mode": "is not supported, tokenizer.json is always used: leave it out",
+    "is-embedding": "is spelled differently here: use --runner pooling",
     "uvicorn-log-level": "is not supported: use --log-level",
     "distributed-executor-backend": ONE_DEVICE,
     "use-ray": ONE_DEVICE,
@@ -35,14 +36,14 @@ ONE_DEVICE_NAMES = (
 NOT_YET_NAMES = (
     "prefix-caching-hash-algo cudagraph-capture-sizes cc compilation-config O cuda-graph-bs-decode "
     "cuda-graph-max-bs-decode max-num-queued-tokens max-loras max-lora-rank max-cpu-loras max-loaded-loras "
-    "max-loras-per-batch spec-method spec-model spec-tokens grammar-backend enable-auto-tool-choice "
-    "tool-call-parser tool-parser-plugin tool-strict-level tool-server reasoning-parser "
+    "max-loras-per-batch spec-method spec-model spec-tokens grammar-backend "
+    "tool-parser-plugin tool-strict-level tool-server "
     "chat-template-content-format default-chat-template-kwargs trust-request-chat-template completion-template "
     "hf-chat-template-name admin-api-key ssl-ca-certs ssl-cert-reqs ssl-keyfile-password enable-ssl-refresh "
     "allowed-methods allowed-headers allow-credentials middleware renderer-num-workers detokenizer-worker-num "
     "stream-interval logprobs-mode logits-processors enable-custom-logit-processor limit-mm-per-prompt "
-    "allowed-media-domains allowed-local-media-path media-url-max-file-size-mb limit-mm-data-per-request runner "
-    "convert pooler-config is-embedding model-loader-extra-config cpu-offload-gb enable-hierarchical-cache "
+    "allowed-media-domains allowed-local-media-path media-url-max-file-size-mb limit-mm-data-per-request "
+    "model-loader-extra-config cpu-offload-gb enable-hierarchical-cache "
     "enable-sleep-mode enable-memory-saver max-log-len log-config-file log-requests-level decode-log-interval "
     "otlp-traces-endpoint collect-detailed-traces enable-trace custom-histogram-buckets profiler-config "
     "enable-force-include-usage stream-response-default-include-usage model-impl tokens-only enable-scale-out "

@@ -312,7 +312,7 @@ def set_from_file(settings: Settings, path: str, key: Any, raw: Any, group: str 
 def load_yaml(path: str) -> dict[Any, Any]:
     import yaml  # only a server that is given a file pays for it
 
-    class Loader(yaml.SafeLoader):
+    class StrictSafeLoader(yaml.SafeLoader):
         """YAML without silent overwriting: a key that appears twice is an error."""
 
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -325,10 +325,10 @@ def load_yaml(path: str) -> dict[Any, Any]:
             seen.add(str(key_node.value))
         return loader.construct_mapping(node, deep=True)
 
-    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
+    StrictSafeLoader.add_constructor("tag:yaml.org,2002:map", mapping)
     try:
         with open(path, encoding="utf-8") as stream:
-            tree = yaml.load(stream, Loader)
+            tree = yaml.load(stream, StrictSafeLoader)
     except OSError as error:
         raise OptionError(
             f"--config {path}: {(error.strerror or str(error)).lower()}: give a readable file"

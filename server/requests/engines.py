@@ -7,7 +7,7 @@ from collections.abc import Sequence as Ordered
 from typing import Literal, NamedTuple, TypeAlias
 
 from ...scheduler.messages import EngineInfo, EngineLoad, EngineState
-from .sequence import Sequence
+from .outstanding import Outstanding
 
 Availability: TypeAlias = Literal["loading", "ready", "restarting", "failed", "draining"]
 SILENCE_LIMIT_S = 30.0  # statuses come every second between steps; a long step delays them
@@ -44,11 +44,11 @@ class Engine:
         self.detail = ""
         self.info: EngineInfo | None = None
         self.load = EngineLoad()
-        self.assigned: dict[int, Sequence] = {}
+        self.assigned: dict[int, Outstanding] = {}
         self.retired: set[int] = set()
         self.seen_at = 0.0
 
-    def retire(self) -> list[Sequence]:
+    def retire(self) -> list[Outstanding]:
         """Its present incarnation is gone; returns the sequences it had."""
         if self.incarnation is not None:
             self.retired.add(self.incarnation)

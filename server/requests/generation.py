@@ -32,20 +32,30 @@ class GenerationFailed(Exception):
 class Usage:
     """Token counts of a request; the prompt of several choices counts once."""
 
-    __slots__ = ("cached_tokens", "completion_tokens", "prompt_tokens")
+    __slots__ = ("cached_tokens", "completion_tokens", "prompt_tokens", "reasoning_tokens")
 
-    def __init__(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> None:
+    def __init__(
+        self,
+        prompt_tokens: int,
+        completion_tokens: int,
+        cached_tokens: int,
+        reasoning_tokens: int | None = None,
+    ) -> None:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = completion_tokens
         self.cached_tokens = cached_tokens
+        self.reasoning_tokens = reasoning_tokens  # None: the model's thinking is not marked
 
     def as_dict(self) -> dict[str, object]:
-        return {
+        counts: dict[str, object] = {
             "prompt_tokens": self.prompt_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
             "completion_tokens": self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
+        if self.reasoning_tokens is not None:
+            counts["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+        return counts
 
 
 class Generation:
@@ -108,10 +118,14 @@ class Generation:
 
     def usage(self) -> Usage:
         heads = self.sequences[:: self._choices_per_prompt]
+        thought = [
+            sequence.reasoning_tokens for sequence in self.sequences if sequence.reasoning_tokens is not None
+        ]
         return Usage(
             sum(len(sequence.prompt) for sequence in heads),
             sum(len(sequence.output) for sequence in self.sequences) if self.counts_output else 0,
             sum(sequence.cached_tokens for sequence in heads),
+            sum(thought) if thought else None,
         )
 
     def _log(self, seconds: float) -> None:

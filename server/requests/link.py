@@ -1,4 +1,4 @@
-"""The front end's side of the ZMQ link: sequences to engines, outputs to sequences, and what survives an engine's death.
+"""Sequences to engines, outputs to sequences, and what survives an engine's death.
 
 A sequence is either assigned to a living engine or parked until there is one. Engines may come, die and return;
 a sequence leaves only by its end, its failure or its client.
@@ -14,7 +14,6 @@ from array import array
 from collections.abc import Callable, Iterable
 
 import msgspec
-import zmq
 
 from ...scheduler.messages import (
     Abort,
@@ -38,12 +37,15 @@ from ...scheduler.messages import (
 )
 from ..metrics.catalogue import Metrics
 from .engines import Condition, Engine, condition
+from .outstanding import Outstanding
+from .pooled import PooledPrompt
+from .router import Router
 from .sequence import Failure, Sequence
 
 log = logging.getLogger(__name__)
 
+ENGINE = b"engine"
 SUPERVISOR = b"supervisor"
-MAX_MESSAGES_AT_ONCE = 64
 CONTROL_TIMEOUT_S = 10.0
 SERVING_RETRY_S = 0.05
 NO_FINISH: dict[int, Finish] = {}
@@ -51,18 +53,19 @@ NO_LOGPROBS: dict[int, TokenLogprobs] = {}
 
 
 class EngineLink:
-    """One ROUTER socket in the event loop's own thread."""
+    """Talks with engines and the supervisor, in the event loop's own thread."""
 
-    def __init__(self, *, endpoint: str, frontend_id: int, incarnation: int, metrics: Metrics) -> None:
-        self._endpoint = endpoint
+    def __init__(self, *, router: Router, frontend_id: int, incarnation: int, metrics: Metrics) -> None:
+        self._router = router
+        router.listen(ENGINE, self._receive)
+        router.listen(SUPERVISOR, self._receive)
+        router.after_messages(self._flush_aborts)
         self._frontend_id = frontend_id
         self._incarnation = incarnation
         self._metrics = metrics
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._engines: dict[int, Engine] = {}
         self._by_identity: dict[bytes, Engine] = {}
-        self._parked: dict[int, Sequence] = {}
+        self._parked: dict[int, Outstanding] = {}
         self._retries: set[asyncio.TimerHandle] = set()
         self._aborts: dict[bytes, array[int]] = {}
         self._controls: dict[int, asyncio.Future[ControlReply]] = {}
@@ -76,30 +79,13 @@ class EngineLink:
     # ------------------------------------------------------------------------------------------------- open, close
 
     def open(self) -> None:
-        """Bind and start listening, on the running event loop."""
+        """From now on, on the running event loop."""
         self._loop = asyncio.get_running_loop()
-        socket = self._socket
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        socket.setsockopt(zmq.SNDHWM, 0)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.LINGER, 200)
-        socket.bind(self._endpoint)
-        self._loop.add_reader(self._descriptor(), self._receive)
-        self._loop.call_soon(self._receive)
 
     def close(self) -> None:
         for handle in self._retries:
             handle.cancel()
         self._flush_aborts()
-        self._loop.remove_reader(self._descriptor())
-        self._socket.close()
-        self._context.term()
-
-    def _descriptor(self) -> int:
-        descriptor = self._socket.getsockopt(zmq.FD)
-        assert isinstance(descriptor, int)
-        return descriptor
 
     # -------------------------------------------------------------------------------------------------- state
 
@@ -132,7 +118,7 @@ class EngineLink:
         self._announce()
 
     def _announce(self) -> None:
-        if self._serving is None or not self._was_ready or self._socket.closed:
+        if self._serving is None or not self._was_ready or self._router.closed:
             return
         if self._send(SUPERVISOR, self._serving):
             self._serving = None
@@ -146,11 +132,11 @@ class EngineLink:
         self._next_id = (self._next_id + 1) & 0xFFFFFFFF
         return self._next_id
 
-    def submit(self, sequences: Iterable[Sequence]) -> None:
+    def submit(self, sequences: Iterable[Outstanding]) -> None:
         for sequence in sequences:
             self._place(sequence)
 
-    def abort(self, sequences: Iterable[Sequence]) -> None:
+    def abort(self, sequences: Iterable[Outstanding]) -> None:
         """Nobody waits for these any more."""
         for sequence in sequences:
             if sequence.over:
@@ -184,7 +170,7 @@ class EngineLink:
         async with asyncio.timeout(CONTROL_TIMEOUT_S):
             return [await future for future in waiting]
 
-    def _place(self, sequence: Sequence) -> None:
+    def _place(self, sequence: Outstanding) -> None:
         """To the ready engine with the least to do; parked if there is none."""
         ready = [engine for engine in self._engines.values() if engine.state == "ready"]
         engine = min(ready, key=lambda candidate: len(candidate.assigned), default=None)
@@ -203,7 +189,7 @@ class EngineLink:
         parked, self._parked = self._parked, {}
         self.submit(parked.values())
 
-    def _park(self, sequences: list[Sequence]) -> None:
+    def _park(self, sequences: list[Outstanding]) -> None:
         for sequence in sequences:
             sequence.accepted = True
             sequence.restart()
@@ -226,20 +212,7 @@ class EngineLink:
 
     def _send(self, identity: bytes, message: ToEngine | ToSupervisor) -> bool:
         """False if the peer is not there."""
-        try:
-            self._socket.send_multipart([identity, encode(message)], zmq.NOBLOCK)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
-            return False
-        else:
-            return True
-        finally:
-            # Sending, also in vain, may swallow the edge on which the reader waits (ZMQ_FD is edge-triggered).
-            events = self._socket.getsockopt(zmq.EVENTS)
-            assert isinstance(events, int)
-            if events & zmq.POLLIN:
-                self._loop.call_soon(self._receive)
+        return self._router.send(identity, encode(message))
 
     def _later(self, delay_s: float, call: Callable[[], None]) -> None:
         def run() -> None:
@@ -251,34 +224,13 @@ class EngineLink:
 
     # ---------------------------------------------------------------------------------------------- messages in
 
-    def _receive(self) -> None:
-        """Everything that has come; after many messages the event loop gets its turn first."""
-        if self._socket.closed:
-            return
-        for _ in range(MAX_MESSAGES_AT_ONCE):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
-            self._decode(frames)
-        else:
-            self._loop.call_soon(self._receive)
-        self._flush_aborts()
-
-    def _decode(self, frames: list[bytes]) -> None:
-        if len(frames) != 2:
-            log.warning("dropped a message of %d frames", len(frames))
-            return
-        identity, frame = frames
+    def _receive(self, identity: bytes, frame: bytes) -> None:
         try:
             message = decode_to_frontend(frame)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             log.warning("dropped a message of %d bytes from %r: %s", len(frame), identity, error)
             return
-        try:
-            self._handle(identity, message)
-        except Exception:
-            log.exception("a %s from %r could not be used", type(message).__name__, identity)
+        self._handle(identity, message)
 
     def _handle(self, identity: bytes, message: ToFrontEnd) -> None:
         if isinstance(message, StepOutput):
@@ -306,6 +258,10 @@ class EngineLink:
         logprobs = self._sort_logprobs(engine, output) if output.logprobs else NO_LOGPROBS
         for first in output.first:
             self._on_first(assigned, first, now)
+        for pooled in output.pooled:
+            prompt = assigned.get(pooled.request_id)
+            if isinstance(prompt, PooledPrompt):
+                prompt.take_values(pooled.values)
         tokens = memoryview(output.tokens).cast("i").tolist()
         ids = memoryview(output.request_ids).cast("I").tolist()
         counts = memoryview(output.counts).cast("H").tolist()
@@ -327,7 +283,7 @@ class EngineLink:
     def _take(
         self,
         engine: Engine,
-        sequence: Sequence,
+        sequence: Outstanding,
         tokens: list[int],
         now: float,
         finish: Finish | None,
@@ -344,7 +300,7 @@ class EngineLink:
             if stopped_here:
                 self._abort_on(engine, sequence.request_id)
 
-    def _on_first(self, assigned: dict[int, Sequence], first: FirstToken, now: float) -> None:
+    def _on_first(self, assigned: dict[int, Outstanding], first: FirstToken, now: float) -> None:
         sequence = assigned.get(first.request_id)
         if sequence is not None:
             sequence.start(first, now)
@@ -357,7 +313,7 @@ class EngineLink:
                 found[message.request_id] = message
                 continue
             sequence = engine.assigned.get(message.request_id)
-            if sequence is not None:
+            if isinstance(sequence, Sequence):
                 sequence.take_prompt_logprobs(message)
         return found
 

@@ -84,6 +84,7 @@ class Sequence:
         "priority",
         "prompt",
         "queue_s",
+        "reasoning_tokens",
         "request_id",
         "sampling",
     )
@@ -118,6 +119,7 @@ class Sequence:
         self.prefill_s = 0.0
         self.cached_tokens = 0
         self.num_preemptions = 0
+        self.reasoning_tokens: int | None = None  # up to the thinking's end; None: not looked for
         self.gaps = metrics.token_gaps
         self._metrics = metrics
         self._detokenizer = detokenizer
@@ -139,6 +141,10 @@ class Sequence:
             priority=self.priority,
             cache_salt=self.cache_salt,
         )
+
+    def hand_on_each_token(self) -> None:
+        """The sink wants the text of every token by itself, also when a step brings several."""
+        self._simple = False
 
     def restart(self) -> None:
         """The engine that had it is gone: forget what was only half delivered."""
@@ -230,7 +236,6 @@ class Sequence:
     def end(self, reason: FinishReason, stop_reason: int | str | None) -> None:
         if self.over:
             return
-        self.over = True
         self._metrics.sequence_finished(
             reason,
             now=time.monotonic(),
@@ -242,6 +247,7 @@ class Sequence:
             num_output_tokens=len(self.output),
         )
         self._sink.finish(reason, stop_reason)
+        self.over = True  # not before: what breaks on the way to here can still be told by `fail`
 
     def fail(self, failure: Failure) -> None:
         if self.over:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 WINDOW_TOKENS = 8
+NOTHING: frozenset[int] = frozenset()
 
 
 class Detokenizer(Protocol):
@@ -208,16 +209,29 @@ class Detokenization:
         self._special = frozenset(token for token, content in added.items() if content.special)
         self._lstrip: Callable[[str], str] | None = None
         self._kind = self._choose(decoder_description(tokenizer))
-        nothing: frozenset[int] = frozenset()
-        self._byte_tables = {
-            skip: ByteTable(tokenizer, self._special if skip else nothing) for skip in (True, False)
-        }
-        self._piece_tables = {
-            skip: PieceTable(
-                tokenizer, self._special if skip else nothing, byte_fallback=self._kind == "pieces+bytes"
-            )
-            for skip in (True, False)
-        }
+        self._byte_tables: dict[frozenset[int], ByteTable] = {}
+        self._piece_tables: dict[frozenset[int], PieceTable] = {}
+
+    def _hidden(self, skip_special_tokens: bool, visible: frozenset[str]) -> frozenset[int]:
+        """The tokens that show no text; few different sets ever come up."""
+        if not skip_special_tokens:
+            return NOTHING
+        if not visible:
+            return self._special
+        return self._special - {self._tokenizer.token_to_id(name) for name in visible}
+
+    def _byte_table(self, hidden: frozenset[int]) -> ByteTable:
+        table = self._byte_tables.get(hidden)
+        if table is None:
+            table = self._byte_tables[hidden] = ByteTable(self._tokenizer, hidden)
+        return table
+
+    def _piece_table(self, hidden: frozenset[int]) -> PieceTable:
+        table = self._piece_tables.get(hidden)
+        if table is None:
+            table = PieceTable(self._tokenizer, hidden, byte_fallback=self._kind == "pieces+bytes")
+            self._piece_tables[hidden] = table
+        return table
 
     def _choose(self, decoder: dict[str, Any] | None) -> str:
         """`bytes`, `pieces`, `pieces+bytes` or `window`; also what happens to a leading space."""
@@ -248,18 +262,26 @@ class Detokenization:
                     return "pieces+bytes"
         return "window"
 
-    def start(self, prompt: array[int], *, skip_special_tokens: bool) -> Detokenizer:
-        """A detokenizer for what follows `prompt`."""
+    def start(
+        self, prompt: array[int], *, skip_special_tokens: bool, visible_special: frozenset[str] = frozenset()
+    ) -> Detokenizer:
+        """A detokenizer for what follows `prompt`; the special tokens in `visible_special` are shown anyway."""
+        hidden = self._hidden(skip_special_tokens, visible_special)
         if self._kind == "bytes":
-            return ByteLevelDetokenizer(self._byte_tables[skip_special_tokens])
+            return ByteLevelDetokenizer(self._byte_table(hidden))
         if self._kind == "window":
             return WindowDetokenizer(
-                lambda tokens: self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens),
+                lambda tokens: self._tokenizer.decode(
+                    [token for token in tokens if token not in hidden], skip_special_tokens=False
+                ),
                 prompt[-WINDOW_TOKENS:].tolist(),
             )
-        table = self._piece_tables[skip_special_tokens]
+        table = self._piece_table(hidden)
         text_before = any(table[token] != "" for token in reversed(prompt))
         return PieceDetokenizer(table, None if text_before else self._lstrip)
+
+    def is_special(self, token: int) -> bool:
+        return token in self._special
 
     def decode(self, tokens: list[int], *, skip_special_tokens: bool) -> str:
         """All at once."""
@@ -269,11 +291,11 @@ class Detokenization:
     def token_bytes(self, token: int) -> bytes:
         """The bytes one token stands for, special tokens by their name."""
         if self._kind == "bytes":
-            return self._byte_tables[False][token]
+            return self._byte_table(NOTHING)[token]
         if self._kind == "window":
             text: str = self._tokenizer.decode([token], skip_special_tokens=False)
             return text.encode()
-        piece = self._piece_tables[False][token]
+        piece = self._piece_table(NOTHING)[token]
         return bytes((piece,)) if isinstance(piece, int) else piece.encode()
 
 

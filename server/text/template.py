@@ -11,8 +11,9 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from .dialect import Dialect
+from .sandbox import LimitedEnvironment, TemplateLimit
 from .tokenizer import Tokenizer
 
 DEFAULT_TEMPLATE = "default"
@@ -55,29 +56,52 @@ def strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
 
 
-def environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as transformers sets it up, immutable and sandboxed."""
-    jinja = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+def environment(seconds: float, max_bytes: int) -> LimitedEnvironment:
+    """Jinja as transformers sets it up, sandboxed and bounded."""
+    jinja = LimitedEnvironment(
+        seconds=seconds,
+        max_bytes=max_bytes,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[GenerationTag, loopcontrols],
     )
-    jinja.filters["tojson"] = to_json
+    jinja.add_filter("tojson", to_json)
     jinja.globals["raise_exception"] = raise_exception
     jinja.globals["strftime_now"] = strftime_now
     return jinja
 
 
 class ChatTemplate:
-    """The model's templates, compiled: one for all, or one more for conversations with tools."""
+    """The model's templates, compiled: one for all, or one more for conversations with tools.
 
-    def __init__(self, sources: dict[str, str], special: dict[str, str]) -> None:
-        jinja = environment()
+    A rendering takes at most `seconds` and makes at most `max_bytes` characters.
+    """
+
+    def __init__(
+        self,
+        sources: dict[str, str],
+        special: dict[str, str],
+        *,
+        seconds: float = 5.0,
+        max_bytes: int = 64 << 20,
+    ) -> None:
+        self._jinja = environment(seconds, max_bytes)
         self._sources = sources
-        self._templates = {name: jinja.from_string(source) for name, source in sources.items()}
+        self._templates = {name: self._jinja.from_string(source) for name, source in sources.items()}
         self._special = special
+        self.source = "\n".join(sources.values())
+        self.dialect = Dialect.of(self.source)
 
     @property
     def exists(self) -> bool:
         return bool(self._templates)
+
+    @property
+    def described(self) -> str | list[dict[str, str]] | None:
+        """As tokenizer_config.json spells it: one text, or a list of named ones."""
+        if len(self._sources) < 2:
+            return next(iter(self._sources.values()), None)
+        return [{"name": name, "template": source} for name, source in self._sources.items()]
 
     def mentions(self, word: str) -> bool:
         """Does any template speak of `word` (a role, a variable)?"""
@@ -96,13 +120,19 @@ class ChatTemplate:
         name = TOOL_TEMPLATE if tools and TOOL_TEMPLATE in self._templates else DEFAULT_TEMPLATE
         template = self._templates.get(name) or next(iter(self._templates.values()))
         try:
-            text = template.render(
-                **{**self._special, **variables},
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
+            text = self._jinja.render(
+                template,
+                {
+                    **self._special,
+                    **variables,
+                    "messages": messages,
+                    "tools": tools,
+                    "add_generation_prompt": add_generation_prompt,
+                },
             )
         except TemplateError as error:
+            raise TemplateError(str(error)) from None
+        except TemplateLimit as error:
             raise TemplateError(str(error)) from None
         except RecursionError:
             raise TemplateError("it is nested too deeply") from None
@@ -123,9 +153,12 @@ def up_to_final_message(text: str, message: dict[str, Any]) -> str:
     return text[:end] + (tail if text.startswith(tail, end) else "")
 
 
-def load_template(override: str | None, directories: list[Path], tokenizer: Tokenizer) -> ChatTemplate:
+def load_template(
+    override: str | None, directories: list[Path], tokenizer: Tokenizer, *, seconds: float, max_bytes: int
+) -> ChatTemplate:
     """The option's text, else chat_template.jinja, else what tokenizer_config.json holds (a text or a named list)."""
-    return ChatTemplate(find_sources(override, directories, tokenizer), tokenizer.special)
+    sources = find_sources(override, directories, tokenizer)
+    return ChatTemplate(sources, tokenizer.special, seconds=seconds, max_bytes=max_bytes)
 
 
 def find_sources(override: str | None, directories: list[Path], tokenizer: Tokenizer) -> dict[str, str]:

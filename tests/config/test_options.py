@@ -75,7 +75,7 @@ def test_without_arguments_everything_has_its_default() -> None:
             "allowed_origins",
             ["https://a", "https://b"],
         ),
-        ("--max-request-bytes 1MiB", "server", "max_request_bytes", 1 << 20),
+        ("--max-request-bytes 1MiB", "limits", "max_request_bytes", 1 << 20),
         ("--sse-keep-alive-interval 2.5", "server", "sse_keep_alive_interval", 2.5),
         ("--max-running-requests 9", "scheduler", "max_num_seqs", 9),
         ("--chunked-prefill-size 1k", "scheduler", "max_num_batched_tokens", 1000),

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from running_server import Running, serve, wait_until
 
+GRAMMAR = "penstock.engine.grammar"
 PROMPTS = [f"Tell me a story about number {number}." for number in range(8)]
 
 
@@ -101,11 +102,34 @@ def left_behind(before: set[str]) -> set[str]:
     return now - before
 
 
+def whole_family(server: Running) -> list[psutil.Process]:
+    """All processes under the supervisor, with the grammar process, which is started after the others."""
+    wait_until(lambda: bool(server.children(GRAMMAR)), "the grammar process")
+    return psutil.Process(server.process.pid).children(recursive=True)
+
+
+def test_a_killed_grammar_process_is_replaced_and_no_stream_notices() -> None:
+    with serve("--max-num-seqs", "8") as server:
+        others = [process for process in whole_family(server) if GRAMMAR not in process.cmdline()]
+        assert len(others) == 2  # engine and front end
+        (first,) = server.children(GRAMMAR)
+        stream = Stream(server, PROMPTS[0], 1)
+        stream.start()
+        wait_until(lambda: len(stream.pieces) > 5, "the stream to be under way")
+        first.kill()
+        wait_until(
+            lambda: [process.pid for process in server.children(GRAMMAR)] not in ([], [first.pid]), "another"
+        )
+        stream.join(60)
+        assert (stream.error, stream.finish) == (None, "length")
+        assert all(process.is_running() for process in others)
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_finishes_running_streams_and_leaves_nothing(how: signal.Signals) -> None:
     before = left_behind(set())
     with serve("--max-num-seqs", "8") as server:
-        family = psutil.Process(server.process.pid).children(recursive=True)
+        family = whole_family(server)
         stream = Stream(server, PROMPTS[0], 1)
         stream.start()
         wait_until(lambda: len(stream.pieces) > 5, "the stream to be under way")
@@ -121,7 +145,7 @@ def test_a_stop_signal_finishes_running_streams_and_leaves_nothing(how: signal.S
 
 def test_no_orphan_survives_a_killed_supervisor() -> None:
     with serve("--max-num-seqs", "8") as server:
-        family = psutil.Process(server.process.pid).children(recursive=True)
+        family = whole_family(server)
         server.process.kill()
         _, alive = psutil.wait_procs(family, timeout=10)
         assert not alive

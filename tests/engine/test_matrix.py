@@ -16,8 +16,9 @@ import pytest
 import torch
 from engine_runs import Served, serve
 from penstock.engine.build import Built, create_runner
+from penstock.engine.grammar.store import Compile, open_compiler
 from penstock.scheduler.groups import KVGroup
-from penstock.scheduler.messages import EngineConfig, SamplingParams
+from penstock.scheduler.messages import EngineConfig, GrammarSpec, SamplingParams
 from tiny_models import VOCAB_SIZE, make_checkpoint
 
 TOKENS = 20
@@ -36,6 +37,15 @@ REQUESTS = {
     "min tokens": SamplingParams(
         max_tokens=TOKENS, min_tokens=8, stop_token_ids=list(range(3, 100)), temperature=1.0, seed=5
     ),
+    "token rules": SamplingParams(
+        max_tokens=TOKENS,
+        temperature=0.0,
+        allowed_token_ids=list(range(3, 23)),
+        bad_words=[[a, b] for a in range(3, 23) for b in range(3, 13)],
+    ),
+    "grammar": SamplingParams(
+        max_tokens=TOKENS, temperature=1.1, seed=9, logprobs=1, grammar=GrammarSpec("regex", "([a-z]{3} ){9}")
+    ),
     "logprobs": SamplingParams(max_tokens=TOKENS, temperature=0.0, logprobs=3),
     "prompt logprobs": SamplingParams(
         max_tokens=TOKENS, temperature=1.0, prompt_logprobs=2, logprobs=0, seed=6
@@ -46,9 +56,19 @@ ENVIRONMENT = ("batch", "overlap", "chunks", "cache", "preemption", "cpu kernels
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Built]]:
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("qwen3")
     make_checkpoint("qwen3", path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compiler(path: Path) -> Compile:
+    return open_compiler(path, VOCAB_SIZE)
+
+
+@pytest.fixture(scope="module")
+def engines(path: Path) -> Iterator[dict[str, Built]]:
     made = {name: engine(path, name) for name in ("torch", "cpu")}
     yield made
     for built in made.values():
@@ -76,15 +96,17 @@ def configured(built: Built, **changes: object) -> Built:
 
 
 @pytest.fixture(scope="module")
-def expected(engines: dict[str, Built]) -> list[Served]:
+def expected(engines: dict[str, Built], compiler: Compile) -> list[Served]:
     slow = configured(engines["torch"], enable_prefix_caching=False)
     return [
-        serve(slow, [prompt], how, steps_in_flight=1)
+        serve(slow, [prompt], how, steps_in_flight=1, compile_grammar=compiler)
         for prompt, how in zip(PROMPTS, REQUESTS.values(), strict=True)
     ]
 
 
-def run(engines: dict[str, Built], features: tuple[str, ...], expected: list[Served]) -> list[Served]:
+def run(
+    engines: dict[str, Built], compiler: Compile, features: tuple[str, ...], expected: list[Served]
+) -> list[Served]:
     """All requests under these features; one `Served` per request, or one for all when they run as a batch."""
     changes: dict[str, object] = {"enable_prefix_caching": "cache" in features}
     if "chunks" in features:
@@ -102,7 +124,13 @@ def run(engines: dict[str, Built], features: tuple[str, ...], expected: list[Ser
     if {"batch", "cache", "preemption"} & set(features):
         every = 6 if "cache" in features and "preemption" not in features else 0
         together = serve(
-            built, prompts, sampling, steps_in_flight=depth, arrive_every=every, num_prompt_tokens=counts
+            built,
+            prompts,
+            sampling,
+            steps_in_flight=depth,
+            arrive_every=every,
+            num_prompt_tokens=counts,
+            compile_grammar=compiler,
         )
         if "preemption" in features:
             assert together.load.num_preemptions > 0
@@ -110,7 +138,14 @@ def run(engines: dict[str, Built], features: tuple[str, ...], expected: list[Ser
             assert together.load.prefix_cache_hits > 0
         return [together]
     return [
-        serve(built, [prompt], how, steps_in_flight=depth, num_prompt_tokens=[count])
+        serve(
+            built,
+            [prompt],
+            how,
+            steps_in_flight=depth,
+            num_prompt_tokens=[count],
+            compile_grammar=compiler,
+        )
         for prompt, how, count in zip(prompts, sampling, counts, strict=True)
     ]
 
@@ -122,9 +157,9 @@ def scores(served: Served, index: int, is_prompt: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("features", list(combinations(ENVIRONMENT, 2)), ids=" x ".join)
 def test_pair_of_features_gives_what_the_slow_reference_gives(
-    engines: dict[str, Built], expected: list[Served], features: tuple[str, str]
+    engines: dict[str, Built], compiler: Compile, expected: list[Served], features: tuple[str, str]
 ) -> None:
-    results = run(engines, features, expected)
+    results = run(engines, compiler, features, expected)
     for index, (name, slow) in enumerate(zip(REQUESTS, expected, strict=True)):
         served, place = (results[0], index) if len(results) == 1 else (results[index], 0)
         assert served.outputs[place] == slow.outputs[0], name

@@ -15,7 +15,7 @@ ROOT = Path(penstock.__file__).resolve().parent
 ROOMS = ("server", "engine", "scheduler", "spec", "kernels")
 # room -> what it may import of the others ("scheduler.messages" allows that module alone)
 ALLOWED = {
-    "server": ("scheduler.messages",),
+    "server": ("scheduler.messages", "scheduler.grammar_messages"),
     "engine": ("scheduler", "spec", "kernels"),
     "spec": ("kernels",),
     "scheduler": (),

@@ -392,10 +392,21 @@ def test_messages_go_through_the_checkpoints_template(served: Family) -> None:
     assert prompt_text(served, messages=begun, continue_final_message=True).endswith("assistant\nI am")
 
 
-def test_tools_go_to_the_template_unless_the_choice_is_none(served: Family) -> None:
-    tools = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
-    assert "look_up" in prompt_text(served, messages=USER, tools=tools, tool_choice="auto")
-    assert "look_up" not in prompt_text(served, messages=USER, tools=tools, tool_choice="none")
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
+
+
+def test_the_choice_of_none_leaves_the_prompt_as_it_is(served: Family) -> None:
+    prompts = {
+        prompt_text(served, messages=USER, tools=TOOLS, tool_choice=choice) for choice in ("auto", "none")
+    }
+    (prompt,) = prompts
+    assert "look_up" in prompt
+
+
+def test_tools_that_must_not_be_called_are_left_out_if_the_server_is_told_so() -> None:
+    with family(exclude_tools_when_tool_choice_none=True) as served:
+        assert "look_up" in prompt_text(served, messages=USER, tools=TOOLS, tool_choice="auto")
+        assert "look_up" not in prompt_text(served, messages=USER, tools=TOOLS, tool_choice="none")
 
 
 def test_an_sdk_message_can_be_sent_back_as_it_is(served: Family, sdk: openai.OpenAI) -> None:

@@ -194,11 +194,12 @@ def test_a_request_that_breaks_in_the_engine_is_a_server_error(served: Family) -
     )  # nothing had been told yet, so it is a plain error
 
 
-def test_undecodable_and_misshapen_messages_are_dropped(served: Family) -> None:
+@pytest.mark.parametrize("identity", [b"engine:9:9", b"grammar:9", b"supervisor", b"nobody", b"\xff"])
+def test_undecodable_and_misshapen_messages_are_dropped(served: Family, identity: bytes) -> None:
     context = zmq.Context()
     stranger = context.socket(zmq.DEALER)
     stranger.setsockopt(zmq.LINGER, 1000)
-    stranger.setsockopt(zmq.IDENTITY, b"engine:9:9")
+    stranger.setsockopt(zmq.IDENTITY, identity)
     stranger.connect(served.endpoint)
     for frame in (b"", b"\xc1", b"\x81\xa4type\xa4evil", encode(StepOutput(request_ids=b"123"))):
         stranger.send(frame)

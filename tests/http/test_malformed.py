@@ -8,11 +8,12 @@ import httpx
 import pytest
 from http_family import Family, family
 from malformed import CASES, CHAT, LIMIT, TEXT, Case, assert_refused, body_of
+from penstock.server.limits import LimitOptions
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Family]:
-    with family(max_request_bytes=LIMIT) as running:
+    with family(limits=LimitOptions(max_request_bytes=LIMIT)) as running:
         yield running
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from penstock.kernels.cpu.library import Library
@@ -121,3 +122,27 @@ def test_dtypes_the_kernels_lack_go_through_torch(ops: CpuOps) -> None:
     assert torch.equal(ops.silu_mul(x), REFERENCE.silu_mul(x))
     square = randn(64, 64, dtype=torch.float16)
     assert torch.equal(ops.linear(square)(x), REFERENCE.linear(square)(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["f32", "bf16", "f16"])
+@pytest.mark.parametrize("vocab", [1, 31, 32, 320, 5_003])
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_masks_forbid_what_their_bits_say_in_their_rows_alone(
+    ops: CpuOps, vocab: int, count: int, dtype: torch.dtype
+) -> None:
+    random = np.random.default_rng(vocab)
+    allowed = random.random((count, vocab)) < random.random((count, 1))
+    allowed[0] = True
+    allowed[-1, 0] = False
+    padded = np.zeros((count, -(-vocab // 32) * 32), np.bool_)
+    padded[:, :vocab] = allowed
+    bits = torch.from_numpy(np.packbits(padded, axis=1, bitorder="little").view(np.int32))
+    rows = torch.from_numpy(random.permutation(50)[:count].astype(np.int32))
+    logits = randn(50, vocab, dtype=dtype)
+    expected = logits.clone()
+    for row, tokens in zip(rows.tolist(), allowed, strict=True):
+        expected[row, torch.from_numpy(~tokens)] = float("-inf")
+    for which in (ops, REFERENCE):
+        masked = logits.clone()
+        which.mask_logits(masked, bits, rows)
+        assert torch.equal(masked, expected)

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from penstock.scheduler.messages import EngineConfig, KVEventsConfig
+from penstock.scheduler.grammar_messages import GrammarConfig
+from penstock.scheduler.messages import EngineConfig, KVEventsConfig, PoolerConfig
 from penstock.server.config import FrontEndConfig, ModelOptions, ServeConfig
 from penstock.server.launch import describe_family, seconds_since_start
 from penstock.server.model_files import ModelFiles, resolve
@@ -37,7 +38,9 @@ def files() -> ModelFiles:
     return resolve(ModelOptions())
 
 
-def told(config: ServeConfig, files: ModelFiles, folder: Path) -> tuple[EngineConfig, list[FrontEndConfig]]:
+def told(
+    config: ServeConfig, files: ModelFiles, folder: Path
+) -> tuple[EngineConfig, list[FrontEndConfig], GrammarConfig]:
     """What the processes would read at a start with incarnation 5."""
     folder.mkdir(exist_ok=True)
     family = describe_family(config, files, folder, listen_fd=9)
@@ -50,13 +53,19 @@ def told(config: ServeConfig, files: ModelFiles, folder: Path) -> tuple[EngineCo
         assert argv[-3:-1] == ["-m", "penstock.server.frontend"]
         assert spec.pass_fds == (9,)
         frontends.append(msgspec.json.decode(Path(argv[-1]).read_bytes(), type=FrontEndConfig))
-    return engine, frontends
+    (background,) = family.background
+    grammar_argv = background.command(5)
+    assert grammar_argv[-3:-1] == ["-m", "penstock.engine.grammar"]
+    grammar = msgspec.json.decode(Path(grammar_argv[-1]).read_bytes(), type=GrammarConfig)
+    return engine, frontends, grammar
 
 
 def another_value(field: Field) -> Any:
     """A valid value of the option that is not its default."""
     if field.name == "kv_events_config":
         return KVEventsConfig(hwm=7)
+    if field.name == "pooler_config":
+        return PoolerConfig("MEAN")
     match field.kind:
         case "bool":
             return not field.default
@@ -67,7 +76,8 @@ def another_value(field: Field) -> Any:
         case "object":
             return {"other": 1}
         case "int":
-            return (field.default or 0) + 64
+            default = field.default or 0
+            return default // 2 if default > 1 else default + 64
         case "float":
             return field.default / 2
         case _:
@@ -88,27 +98,27 @@ def test_the_options_with_effects_elsewhere_exist() -> None:
     assert set(ELSEWHERE) <= {field.name for field in fields()}
 
 
-def test_every_front_end_has_its_own_endpoint_and_the_engine_knows_them_all(
+def test_every_front_end_has_its_own_endpoint_and_engine_and_grammar_process_know_them_all(
     files: ModelFiles, tmp_path: Path
 ) -> None:
     config = parse(["--api-workers", "3"]).config
-    engine, frontends = told(config, files, tmp_path)
-    assert engine.frontends == [frontend.endpoint for frontend in frontends]
+    engine, frontends, grammar = told(config, files, tmp_path)
+    assert engine.frontends == grammar.frontends == [frontend.endpoint for frontend in frontends]
     assert [frontend.frontend_id for frontend in frontends] == [0, 1, 2]
     assert len({frontend.multiprocess_dir for frontend in frontends}) == 1
     assert Path(frontends[0].multiprocess_dir or "").is_dir()
-    assert engine.incarnation == frontends[0].incarnation == 5
+    assert engine.incarnation == frontends[0].incarnation == grammar.incarnation == 5
 
 
 def test_one_front_end_alone_needs_no_shared_metrics(files: ModelFiles, tmp_path: Path) -> None:
-    _, (frontend,) = told(ServeConfig(), files, tmp_path)
+    _, (frontend,), _ = told(ServeConfig(), files, tmp_path)
     assert frontend.multiprocess_dir is None
     assert frontend.served_model_names == ["penstock-demo"]
 
 
 def test_a_cache_size_in_tokens_becomes_whole_pages(files: ModelFiles, tmp_path: Path) -> None:
     config = parse(["--max-total-tokens", "1000", "--block-size", "32"]).config
-    engine, _ = told(config, files, tmp_path)
+    engine, _, _ = told(config, files, tmp_path)
     assert engine.num_pages == 31
 
 

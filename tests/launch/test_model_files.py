@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import errors
+from huggingface_hub.utils import filter_repo_objects
 from penstock.server.config import ModelOptions
 from penstock.server.model_files import DEMO_DIR, ModelError, resolve
 
@@ -128,7 +129,10 @@ def test_a_download_fetches_what_is_needed_and_no_second_copy_of_the_weights(
     )
     assert "*.safetensors" in model["allow_patterns"]
     assert "*.safetensors" not in tokenizer["allow_patterns"]
-    assert {"*/*", "consolidated*.safetensors"} <= set(model["ignore_patterns"])
+    kept = ["config.json", "model.safetensors", "modules.json", "1_Pooling/config.json"]
+    others = ["onnx/config.json", "original/model.safetensors", "consolidated.safetensors", "model.bin"]
+    patterns = {name: model[name] for name in ("allow_patterns", "ignore_patterns")}
+    assert list(filter_repo_objects([*kept, *others], **patterns)) == kept
 
 
 def test_a_chat_template_is_a_file_or_the_text_itself(checkpoint: Path, tmp_path: Path) -> None:

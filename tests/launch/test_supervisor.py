@@ -172,6 +172,55 @@ def test_a_child_that_ignores_sigterm_is_killed_when_its_time_is_over(kind: str)
         assert family.none_alive()
 
 
+def test_what_works_in_the_background_is_started_once_the_family_serves() -> None:
+    with running() as family:
+        family.wait_for("background started")
+        events = family.events()
+        (start,) = [line for line in events if line.startswith("background started")]
+        assert events.index(start) > events.index("supervisor serving")
+
+
+def test_a_death_in_the_background_disturbs_nobody_and_it_is_started_anew() -> None:
+    with running(num_frontends=2) as family:
+        family.wait_for("background started")
+        os.kill(family.pids("background")[0], signal.SIGKILL)
+        family.wait_for("background started", 2)
+        assert family.count("frontend 0 heard") == family.count("frontend 1 heard") == 0
+        assert [family.count(f"{name} started") for name in ("engine", "frontend 0", "frontend 1")] == [
+            1,
+            1,
+            1,
+        ]
+        family.process.terminate()
+        assert family.wait() == 0
+        assert family.none_alive()
+
+
+@pytest.mark.parametrize("status", [0, 1, 2])
+def test_what_keeps_ending_in_the_background_never_ends_the_family(status: int) -> None:
+    with running(background_exit=status) as family:
+        family.wait_for("background started", 3)
+        assert family.process.poll() is None
+        family.process.terminate()
+        assert family.wait() == 0
+
+
+def test_the_background_ends_after_the_front_ends_which_may_still_need_it() -> None:
+    with running() as family:
+        family.wait_for("background started")
+        family.process.terminate()
+        assert family.wait() == 0
+        events = family.events()
+        assert events.index("background got SIGTERM") > events.index("frontend 0 ends")
+        assert family.none_alive()
+
+
+def test_no_background_is_started_for_a_family_that_never_serves() -> None:
+    with running(engine_exit=2) as family:
+        assert family.wait() == 2
+        assert family.count("background started") == 0
+
+
 def test_no_child_survives_a_killed_supervisor_and_the_next_start_removes_its_files() -> None:
     with running(num_frontends=2) as family:
         family.wait_for("supervisor serving")

@@ -187,7 +187,8 @@ def test_a_request_that_needs_every_page_runs() -> None:
     [
         ({"max_num_batched_tokens": 4}, "max_num_batched_tokens 4 is below max_num_seqs 8"),
         ({"page_size": 0}, "page_size is 0"),
-        ({"groups": ()}, "groups is empty"),
+        ({"groups": ()}, "without KV groups a prompt is computed in one step"),
+        ({"groups": (), "max_num_batched_tokens": 10_000}, "enable_prefix_caching needs KV groups"),
         ({"groups": (KVGroup("sliding", 4),)}, "window set for sliding groups only"),
         ({"groups": (KVGroup("sliding", 4, 0),)}, "window must be at least 1"),
     ],

@@ -1,0 +1,95 @@
+"""What an engine decides before memory is looked at: device, dtype, threads, and the bounds of a step and of the queue."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import torch
+
+from ..scheduler.messages import EngineConfig
+from .errors import ConfigurationError
+from .models.config import EncoderConfig, ModelConfig
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BATCHED_TOKENS = 2048
+QUEUED_PER_SEQUENCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """`EngineConfig` with every "choose for me" decided that does not depend on memory."""
+
+    device: torch.device
+    dtype: torch.dtype
+    num_threads: int
+    max_num_batched_tokens: int
+    max_num_queued_reqs: int
+
+
+def choose(config: EngineConfig, model_config: ModelConfig | EncoderConfig) -> Choices:
+    device = choose_device(config)
+    dtype = choose_dtype(config, model_config, device)
+    if config.kv_cache_dtype not in ("auto", dtype_name(dtype)):
+        raise ConfigurationError(
+            f"--kv-cache-dtype {config.kv_cache_dtype} differs from the model's {dtype_name(dtype)}, which is not "
+            "supported: leave it at auto, or set --dtype as well"
+        )
+    for name in ("max_num_seqs", "page_size"):
+        if getattr(config, name) < 1:
+            raise ConfigurationError(f"{name} is {getattr(config, name)}, it must be at least 1")
+    batched = config.max_num_batched_tokens
+    if batched is None:
+        batched = max(DEFAULT_BATCHED_TOKENS, config.max_num_seqs)
+    if batched < config.max_num_seqs:
+        raise ConfigurationError(
+            f"--max-num-batched-tokens {batched} is below --max-num-seqs {config.max_num_seqs}, and every running "
+            "request takes a token of each step: raise the first or lower the second"
+        )
+    queued = config.max_num_queued_reqs
+    return Choices(
+        device=device,
+        dtype=dtype,
+        num_threads=config.num_threads or len(os.sched_getaffinity(0)),
+        max_num_batched_tokens=batched,
+        max_num_queued_reqs=QUEUED_PER_SEQUENCE * config.max_num_seqs if queued is None else queued,
+    )
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("--device cuda: torch sees no CUDA device here: use --device cpu or auto")
+    return torch.device(config.device)
+
+
+def choose_dtype(
+    config: EngineConfig, model_config: ModelConfig | EncoderConfig, device: torch.device
+) -> torch.dtype:
+    """`auto` is the checkpoint's own (float32 where it does not say), with one exception.
+
+    float16 checkpoints run in bfloat16 on CPUs: x86 has bfloat16 products, float16 ones are emulated and several
+    times slower, and float32 would double the bytes every decode step reads. It is logged; --dtype decides otherwise.
+    """
+    if config.dtype != "auto":
+        return torch_dtype(config.dtype)
+    own = model_config.dtype or "float32"
+    if own == "float16" and device.type == "cpu":
+        log.warning(
+            "the float16 checkpoint runs in bfloat16 on a CPU: --dtype float16 or float32 to have it otherwise"
+        )
+        own = "bfloat16"
+    return torch_dtype(own)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

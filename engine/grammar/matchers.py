@@ -1,0 +1,167 @@
+"""Where each slot's output stands in its grammar, and what may come next."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import torch
+
+from ...scheduler.arrays import Int32
+from ...scheduler.messages import FinishReason
+from ..host_memory import lazy_zeros
+from .store import Grammar
+
+if TYPE_CHECKING:
+    from xgrammar import BatchGrammarMatcher, GrammarMatcher
+
+log = logging.getLogger(__name__)
+
+Ended: TypeAlias = tuple[int, FinishReason]  # a row that cannot go on, and why
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A slot's request from now on: its grammar (None: it has none), stop ids, and the output that it has already."""
+
+    slot: int
+    grammar: Grammar | None
+    stop_token_ids: list[int]
+    output: Int32
+
+
+@dataclass(slots=True)
+class Matched:
+    """A slot's place in its grammar. `lost`: its output is not in the language, a defect that ends the request."""
+
+    matcher: GrammarMatcher
+    accept: Callable[[int], bool]
+    stop_token_ids: frozenset[int]
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What was found out for rows of one step: `masked` (k,) int32 are those whose masks are the first k of `bits`."""
+
+    rows: list[int]
+    slots: list[int]
+    matchers: list[GrammarMatcher]
+    masked: Int32
+    visible: Int32  # (k, words)
+
+
+class Matchers:
+    """For slots that have a grammar. `bits` (num_slots, words) int32 holds masks: bit t % 32 of word t // 32 is set if
+    token t may come. Not thread-safe."""
+
+    def __init__(self, num_slots: int, vocab_size: int, *, num_threads: int) -> None:
+        """`num_threads` fill masks together."""
+        self._num_words = -(-vocab_size // 32)
+        self._vocab_size = vocab_size
+        self._num_threads = num_threads
+        self.bits = lazy_zeros((num_slots, self._num_words), torch.int32)
+        self._slots: dict[int, Matched] = {}
+        self._visible = lazy_zeros((num_slots, self._num_words), torch.int32).numpy()
+        self._last: Filled | None = None  # None when slots have changed since
+        self._batch: BatchGrammarMatcher | None = None
+
+    def start(self, start: Start) -> None:
+        """Another request has the slot; its grammar takes in the output that there is."""
+        self._drop(start.slot)
+        if start.grammar is None:
+            return
+        from xgrammar import GrammarMatcher
+
+        stops = [token for token in start.stop_token_ids if 0 <= token < self._vocab_size]
+        matcher = GrammarMatcher(start.grammar.compiled, override_stop_tokens=stops or None)
+        matched = Matched(matcher, matcher.accept_token, frozenset(stops))
+        if not all(map(matcher.accept_token, start.output.tolist())) or matcher.is_terminated():
+            log.error("the output given for a request is not the beginning of one in its grammar's language")
+            matched.lost = True
+        self._slots[start.slot] = matched
+        visible = self._visible[start.slot]
+        visible[:] = start.grammar.visible
+        for token in stops:
+            visible.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
+
+    def accept(self, slots: list[int], tokens: list[int]) -> None:
+        """`slots` drew `tokens`. Those whose requests have ended meanwhile are passed over."""
+        for slot, token in zip(slots, tokens, strict=True):
+            matched = self._slots.get(slot)
+            if matched is None:
+                continue
+            # One by one: xgrammar's call for a batch takes longer.
+            if not matched.accept(token):
+                log.error("token %d is not in the language of its request's grammar", token)
+                matched.lost = True
+                self._last = None
+            elif token in matched.stop_token_ids:
+                self._drop(slot)  # it has ended; a row planned ahead may still name the slot
+
+    def fill(self, rows: list[int], slots: list[int]) -> tuple[Int32, list[Ended]]:
+        """Fill `bits` for the rows of a step and their slots: (k,) int32 rows whose masks are the first k, in order, and
+        the rows that cannot go on. Neither has the rows of requests that have ended."""
+        ended: list[Ended] = []
+        last = self._last
+        if last is None or last.slots != slots or last.rows != rows:
+            last = self._look_up(rows, slots, ended)
+        if last.matchers:
+            self._batches.batch_fill_next_token_bitmask(last.matchers, self.bits)
+            bits = self.bits[: last.masked.size].numpy()
+            bits &= last.visible
+            left = np.bitwise_or.reduce(bits, axis=1)
+            if not left.all():
+                ended += self._take_what_is_left(last, bits, np.flatnonzero(left == 0).tolist())
+        return last.masked, ended
+
+    def _look_up(self, rows: list[int], slots: list[int], ended: list[Ended]) -> Filled:
+        live = []
+        for row, slot in zip(rows, slots, strict=True):
+            matched = self._slots.get(slot)
+            if matched is None:
+                continue
+            if matched.lost:
+                ended.append((row, "error"))
+                self._drop(slot)
+            else:
+                live.append((row, slot, matched.matcher))
+        self._last = Filled(
+            rows,
+            slots,
+            [matcher for _, _, matcher in live],
+            np.array([row for row, _, _ in live], np.int32),
+            self._visible[[slot for _, slot, _ in live]],
+        )
+        return self._last
+
+    def _take_what_is_left(self, filled: Filled, bits: Int32, empty: list[int]) -> list[Ended]:
+        """Where nothing that is text may come, a special token that the grammar does not name may be all that it takes.
+        If not, or if the output is complete and its request has no stop id to say so, it ends."""
+        ended: list[Ended] = []
+        for index in empty:
+            row = int(filled.masked[index])
+            slot = filled.slots[filled.rows.index(row)]
+            matched = self._slots[slot]
+            matched.matcher.fill_next_token_bitmask(self.bits, index)
+            complete = not matched.stop_token_ids and matched.matcher.is_completed()
+            if complete or not bits[index].any():
+                ended.append((row, "stop" if complete else "error"))
+                bits[index] = -1
+                self._drop(slot)
+        return ended
+
+    def _drop(self, slot: int) -> None:
+        self._slots.pop(slot, None)
+        self._last = None
+
+    @property
+    def _batches(self) -> BatchGrammarMatcher:
+        if self._batch is None:
+            from xgrammar import BatchGrammarMatcher
+
+            self._batch = BatchGrammarMatcher(max_threads=self._num_threads)
+        return self._batch

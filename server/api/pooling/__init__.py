@@ -1,0 +1,1 @@
+"""The endpoints that read prompts and continue none: embeddings, reranking, scores, classes."""

@@ -1,0 +1,1 @@
+"""SGLang's own API: `POST /generate` with `text` or `input_ids`."""
