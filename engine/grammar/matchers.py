@@ -79,7 +79,7 @@ class Matchers:
         stops = [token for token in start.stop_token_ids if 0 <= token < self._vocab_size]
         matcher = GrammarMatcher(start.grammar.compiled, override_stop_tokens=stops or None)
         matched = Matched(matcher, matcher.accept_token, frozenset(stops))
-        if not all(map(matcher.accept_token, start.output.tolist())) or matcher.is_terminated():
+        if not self._replay(matcher, start) or matcher.is_terminated():
             log.error("the output given for a request is not the beginning of one in its grammar's language")
             matched.lost = True
         self._slots[start.slot] = matched
@@ -87,6 +87,16 @@ class Matchers:
         visible[:] = start.grammar.visible
         for token in stops:
             visible.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
+
+    def _replay(self, matcher: GrammarMatcher, start: Start) -> bool:
+        """Whether the grammar takes the output that there is."""
+        assert start.grammar is not None
+        for token in start.output.tolist():
+            if start.grammar.counts_tokens:
+                matcher.fill_next_token_bitmask(self.bits, start.slot)
+            if not matcher.accept_token(token):
+                return False
+        return True
 
     def accept(self, slots: list[int], tokens: list[int]) -> None:
         """`slots` drew `tokens`. Those whose requests have ended meanwhile are passed over."""

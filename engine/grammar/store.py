@@ -32,11 +32,15 @@ LOWEST_PRIORITY = 19
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A compiled grammar, and the mask (int32 (words,)) of the tokens that are text to it."""
+    """A compiled grammar, and the mask (int32 (words,)) of the tokens that are text to it.
+
+    `counts_tokens`: it bounds a region in tokens, which xgrammar counts only where a mask was filled before each.
+    """
 
     compiled: CompiledGrammar
     visible: Int32
     num_bytes: int
+    counts_tokens: bool = False
 
 
 Key = TypeVar("Key")
@@ -85,6 +89,11 @@ class GrammarStore(Generic[Key]):
             self._queue.append(spec)
             self._changed.notify()
         return None
+
+    def prepare(self) -> None:
+        """Load what compiling takes, in the background: a second of Python that the first grammar then does not cost
+        its own request, nor those that run beside it."""
+        self._start_threads()
 
     def forgo(self, spec: GrammarSpec, key: Key) -> None:
         """`key` waits no longer. What nobody waits for is not compiled unless that has begun."""
@@ -187,6 +196,11 @@ def open_compiler(tokenizer_dir: Path | None, vocab_size: int) -> Compile:
 
     def compile_grammar(spec: GrammarSpec) -> Grammar:
         compiled = compiler.compile(spec)
-        return Grammar(compiled, visible.of(spec), compiled.memory_size_bytes + len(spec.text))
+        return Grammar(
+            compiled,
+            visible.of(spec),
+            compiled.memory_size_bytes + len(spec.text),
+            counts_tokens='"max_tokens"' in spec.text,
+        )
 
     return compile_grammar

@@ -75,6 +75,25 @@ LANGUAGES: dict[str, tuple[GrammarSpec, Callable[[str], None]]] = {
         ),
         matches("<think>[a-z]{1,20}</think>"),
     ),
+    "budget": (
+        GrammarSpec(
+            "structural_tag",
+            json.dumps(
+                {
+                    "type": "structural_tag",
+                    "format": {
+                        "type": "sequence",
+                        "elements": [
+                            {"type": "any_text", "excludes": ["</think>"], "max_tokens": 6},
+                            {"type": "const_string", "value": "</think>"},
+                            {"type": "regex", "pattern": "[a-z]{4,8}"},
+                        ],
+                    },
+                }
+            ),
+        ),
+        matches("(?s).*</think>[a-z]{4,8}"),
+    ),
 }
 
 
@@ -136,8 +155,10 @@ def reference(
         with torch.inference_mode():
             logits = model(torch.tensor([prompt + output])).logits[0, -1]
         matcher = xgrammar.GrammarMatcher(grammar, override_stop_tokens=[EOS])
-        assert all(matcher.accept_token(token) for token in output)
         bits = xgrammar.allocate_token_bitmask(1, VOCAB_SIZE)
+        for token in output:
+            matcher.fill_next_token_bitmask(bits)  # without it a budget of tokens is not counted
+            assert matcher.accept_token(token)
         matcher.fill_next_token_bitmask(bits)
         allowed = np.unpackbits(bits.numpy().view(np.uint8), bitorder="little")[:VOCAB_SIZE].astype(bool)
         allowed[SPECIAL] = False
