@@ -53,7 +53,7 @@ def assemble(
 
 
 def grammar_store(config: EngineConfig, vocab_size: int, link: FrontEndLink) -> GrammarStore[tuple[int, int]]:
-    """Nothing of it is loaded before the first request that has a grammar."""
+    """Nothing of it is loaded before the engine is ready, and idle or asked for a grammar."""
     tokenizer_dir = None if config.tokenizer_dir is None else Path(config.tokenizer_dir)
     return GrammarStore(
         lambda: open_compiler(tokenizer_dir, vocab_size),

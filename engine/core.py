@@ -106,6 +106,7 @@ class EngineCore:
                 self._finish_oldest()
             elif not self._in_flight:
                 self._link.wait(max(0, int((self._next_status - time.monotonic()) * 1000) + 1))
+                self._use_idle_time()
             if time.monotonic() >= self._next_status:
                 self._send_status()
 
@@ -115,6 +116,11 @@ class EngineCore:
         self._grammars.close()
         if self._publisher is not None:
             self._publisher.close()
+
+    def _use_idle_time(self) -> None:
+        """Nothing runs, and a status is due before anything came: nobody is kept waiting."""
+        if time.monotonic() >= self._next_status and "generate" in self._info.tasks:
+            self._grammars.prepare()
 
     def _launch_next(self) -> bool:
         start = time.monotonic()

@@ -82,13 +82,14 @@ class RowPooled:
 
 @dataclass(slots=True)
 class StepResult:
-    """What a plan produced: `counts` int32 (rows,) new tokens per row (0 where not sampled), `tokens` int32 flat."""
+    """What a plan produced: `counts` int32 (rows,) new tokens per row (0 where not sampled), `tokens` int32 flat.
+
+    `ended` are rows for which nothing is left that may come, and how their requests end; their tokens mean nothing.
+    """
 
     counts: Int32
     tokens: Int32
     logprobs: list[RowLogprobs] = field(default_factory=list)
     pooled: list[RowPooled] = field(default_factory=list)
-    ended: list[tuple[int, FinishReason]] = field(
-        default_factory=list
-    )  # rows that cannot go on: no token of theirs counts
+    ended: list[tuple[int, FinishReason]] = field(default_factory=list)
     device_seconds: float = 0.0

@@ -45,7 +45,8 @@ class VisibleTokens:
                 yield from (token for name, token in self._special.items() if name in word)
 
     def _bits(self, hidden: Iterable[int]) -> Int32:
-        visible = np.ones(-(-self._vocab_size // 32) * 32, np.bool_)
+        visible = np.zeros(-(-self._vocab_size // 32) * 32, np.bool_)
+        visible[: self._vocab_size] = True
         visible[list(hidden)] = False
         return np.packbits(visible, bitorder="little").view(np.int32)
 

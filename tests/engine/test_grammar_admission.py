@@ -16,6 +16,7 @@ from penstock.engine.core import EngineCore
 from penstock.engine.grammar.compile import GrammarError
 from penstock.engine.grammar.store import Compile, Grammar, GrammarStore, open_compiler
 from penstock.engine.grammar.vocabulary import VocabularyError
+from penstock.engine.link import FrontEndLink
 from penstock.scheduler.messages import (
     Abort,
     EngineConfig,
@@ -339,6 +340,15 @@ def test_a_failed_step_changes_nothing_in_constrained_output(
             monkeypatch.setattr(owner, name, method)
 
 
+def test_a_wake_ends_one_wait() -> None:
+    link = FrontEndLink([], "engine:0:1")
+    link.wake()
+    link.wake()
+    link.wait(int(1000 * PATIENCE_S))
+    assert not link._poller.poll(0)
+    link.close()
+
+
 # -------------------------------------------------------------------------------------------------------- the store
 
 
@@ -436,3 +446,14 @@ def test_a_compiler_that_cannot_be_opened_is_told_to_everybody(error: Exception)
         ((_, outcome),) = store.settled()
         assert "no vocabulary" in str(outcome)
     store.close()
+
+
+def test_an_idle_engine_loads_what_the_first_grammar_will_take(start: Start, compiler: Compile) -> None:
+    opened = threading.Event()
+
+    def open_it() -> Compile:
+        opened.set()
+        return compiler
+
+    start(open_it)
+    assert opened.wait(PATIENCE_S)

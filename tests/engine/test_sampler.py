@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from penstock.engine.sampler import Sampler, first_argmax, largest, truncate, uniform
+from penstock.engine.sampler import Sampler, draw_among_best, first_argmax, largest, truncate, uniform
 from penstock.engine.sampling_state import SamplingState
-from penstock.scheduler.messages import SamplingParams
+from penstock.scheduler.messages import GrammarSpec, SamplingParams
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -286,3 +286,51 @@ def test_a_slot_forgets_its_former_request() -> None:
     logits = random_logits()
     slots, positions = np.zeros(1, np.int32), np.full(1, len(TOKENS), np.int32)
     assert Sampler(state).sample(logits, slots, positions).tolist() == [int(logits.argmax())]
+
+
+def masked(allowed: list[int]) -> torch.Tensor:
+    """(1, vocab) logits as a grammar leaves them that allows these tokens alone."""
+    logits = torch.full((1, VOCAB), float("-inf"))
+    logits[0, allowed] = random_logits()[0, allowed]
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("allowed", "rules", "expected"),
+    [
+        ([3, 7], {"min_tokens": 9, "stop_token_ids": [3, 7]}, [3, 7]),
+        ([3, 7], {"min_tokens": 9, "stop_token_ids": [3]}, [7]),
+        ([3, 7], {"allowed_token_ids": [1, 2]}, [3, 7]),
+        ([3, 7], {"allowed_token_ids": [2, 3]}, [3]),
+        ([3, 7], {"bad_words": [[3], [7]]}, [3, 7]),
+        ([3, 7], {"bad_words": [[3]], "min_tokens": 9, "stop_token_ids": [8]}, [7]),
+        ([3, 7], {"logit_bias": {9: 100.0, 3: -100.0}}, [7]),
+    ],
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_wins_over_whatever_else_rules_tokens_out(
+    allowed: list[int], rules: dict, expected: list[int], temperature: float
+) -> None:
+    sampling = SamplingParams(
+        max_tokens=99, temperature=temperature, grammar=GrammarSpec("regex", "(3|7)*"), **rules
+    )
+    logits = masked(allowed)
+    found = distribution(sampling, logits)
+    if temperature == 0.0:
+        best = max(expected, key=lambda token: float(logits[0, token]))
+        assert found.nonzero().flatten().tolist() == [best]
+    else:
+        wanted = torch.zeros(VOCAB)
+        wanted[expected] = logits[0, expected].softmax(-1)
+        torch.testing.assert_close(found, wanted, atol=2 / GRID, rtol=0)
+
+
+def test_a_handful_of_tokens_is_decided_without_the_whole_vocabulary() -> None:
+    """A grammar often leaves fewer tokens than top-k keeps."""
+    weights = masked([3, 7, 400]).softmax(-1)
+    ones = torch.ones(1)
+    tokens, complete = draw_among_best(
+        weights, torch.tensor([40]), ones, 0 * ones, torch.tensor([0.5], dtype=torch.float64)
+    )
+    assert complete.all()
+    assert int(tokens) in (3, 7, 400)

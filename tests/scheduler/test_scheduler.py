@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fake_device import run_alone
 from penstock.scheduler.groups import KVGroup
+from penstock.scheduler.messages import FinishReason, GrammarSpec
 from penstock.scheduler.plan import StepResult
 from penstock.scheduler.policies import MAX_OVERTAKES
 from penstock.scheduler.requests import Request, State
@@ -109,6 +110,46 @@ def test_stop_tokens_count_only_after_min_tokens() -> None:
     assert request.tokens.tolist() == [0, 1, 2, 29, 29, 29]
 
 
+def test_a_stop_token_of_a_constrained_request_ends_it_at_once() -> None:
+    """Before min_tokens it comes only where the grammar leaves nothing else."""
+    scheduler = Scheduler(make_config())
+    grammar = GrammarSpec("regex", "a")
+    request = make_request(0, range(3), max_tokens=9, min_tokens=5, stop_token_ids=[29], grammar=grammar)
+    scheduler.add(request)
+    plan = scheduler.plan(0.0)
+    assert plan is not None
+    scheduler.commit(plan, StepResult(np.ones(1, np.int32), np.array([29], np.int32)), 0.0)
+    assert request.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("reason", ["stop", "error"])
+def test_a_row_that_cannot_go_on_ends_its_request_without_the_token(reason: FinishReason) -> None:
+    scheduler = Scheduler(make_config())
+    ending, other = make_request(0, range(3), max_tokens=9), make_request(1, range(5), max_tokens=9)
+    scheduler.add(ending)
+    scheduler.add(other)
+    tokens = np.array([20, 21], np.int32)
+    plans = [scheduler.plan(0.0), scheduler.plan(0.0)]
+    results = [
+        StepResult(np.ones(2, np.int32), tokens),
+        StepResult(np.ones(2, np.int32), tokens, ended=[(0, reason)]),
+    ]
+    ahead = scheduler.plan(0.0)
+    outcomes = []
+    for plan, result in zip(plans, results, strict=True):
+        assert plan is not None
+        outcomes.append(scheduler.commit(plan, result, 0.0))
+        scheduler.check()
+    assert [outcome.finished for outcome in outcomes] == [[], [ending]]
+    assert outcomes[1].request_ids.tolist() == [1]
+    assert (ending.finish_reason, ending.tokens.tolist()) == (reason, [0, 1, 2, 20])
+    assert ahead is not None
+    late = scheduler.commit(ahead, StepResult(np.ones(2, np.int32), tokens, ended=[(0, reason)]), 0.0)
+    assert late.finished == []
+    assert late.request_ids.tolist() == [1]
+    scheduler.check()
+
+
 def test_the_first_token_reports_queue_and_prefill_time_once() -> None:
     simulation = Simulation(make_config(max_num_batched_tokens=8))
     simulation.add(make_request(0, range(20), arrival=0.25))
@@ -139,6 +180,20 @@ def test_a_full_queue_refuses_with_its_numbers() -> None:
     scheduler.plan(0.0)
     scheduler.add(make_request(2, range(3)))
     scheduler.check()
+
+
+def test_requests_held_elsewhere_count_and_are_not_refused_later() -> None:
+    scheduler = Scheduler(make_config(max_num_queued_reqs=2))
+    scheduler.add(make_request(0, range(3)))
+    held = make_request(1, range(3))
+    scheduler.vet(held)
+    with pytest.raises(QueueFull, match="2 requests are waiting"):
+        scheduler.vet(make_request(2, range(3)), num_held=1)
+    scheduler.add(make_request(2, range(3)))
+    scheduler.enqueue(held)
+    plan = scheduler.plan(0.0)
+    assert plan is not None
+    assert len(plan.slots) == 3
 
 
 def test_preempted_requests_do_not_count_against_the_queue() -> None:
