@@ -363,6 +363,15 @@ class GrammarOptions(Group, frozen=True):
         Meta(ge=16 << 20),
         Option("Memory that compiling it may take; larger ones get a 400.", read=size, metavar="SIZE"),
     ] = 1 << 30
+    grammar_cache_memory: Annotated[
+        int,
+        Meta(ge=0),
+        Option(
+            "Compiled grammars that the engine keeps for further requests, the one used last the longest.",
+            read=size,
+            metavar="SIZE",
+        ),
+    ] = 256 << 20
 
 
 class DeviceOptions(Group, frozen=True):

@@ -150,6 +150,7 @@ def engine_config(
         frontends=endpoints,
         model_dir=str(files.model_dir),
         tokenizer_dir=str(files.tokenizer_dir),
+        grammar_cache_bytes=config.grammar.grammar_cache_memory,
         load_format=model.load_format,
         dtype=model.dtype,
         device=device.device,

@@ -70,6 +70,8 @@ NOT_JSON = [
     raw(b'{"prompt": "hi", "metadata": ' + b'{"a":' * 3000 + b"1" + b"}" * 3000 + b"}"),
     raw(b'{"prompt": "hi", "prompt": "ho"}', "prompt"),
     raw(b'{"prompt": "hi", "n": 1, "n": 2}', "n"),
+    raw(b'{"prompt": "hi", "n": 1, "n": 2, "other": "\xff"}'),
+    raw(b'{"prompt": "hi", "n": 1, "n": 2, "\xff": 1}'),
     raw(b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "model": "tiny"}', "model", CHAT),
 ]
 PROMPTS = [
@@ -287,14 +289,28 @@ def body_of(case: Case) -> bytes:
     return case.body if isinstance(case.body, bytes) else json.dumps(case.body).encode()
 
 
+ANTHROPIC_TYPES = {404: "not_found_error", 413: "request_too_large"}
+
+
 def assert_refused(case: Case, reply: httpx.Response) -> None:
-    """The reply has the case's status and OpenAI's error body, which names the field and stays on one short line."""
+    """The reply has the case's status and its API's error body, which names the field and stays on one short line."""
     assert reply.status_code == case.status, reply.text
-    (error,) = reply.json().values()
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["type"] == "invalid_request_error"
-    assert error["code"] == case.status
-    assert error["param"] == case.param, error
-    assert error["message"]
-    assert "\n" not in error["message"]
+    body = reply.json()
+    match body:
+        case {"error": {"param": param, "message": message, "type": kind, "code": code}}:
+            assert set(body["error"]) == {"message", "type", "param", "code"}
+            assert kind == "invalid_request_error"
+            assert code == case.status
+            assert param == case.param, body
+        case {"type": "error", "error": {"type": kind, "message": message}, "request_id": str()}:
+            assert case.path.startswith("/v1/messages")
+            assert kind == ANTHROPIC_TYPES.get(case.status, "invalid_request_error")
+            assert message.startswith(f"{case.param}: " if case.param else ""), message
+        case {"error": str(message), "error_type": "validation"}:
+            assert case.status in (413, 422)
+            assert message.startswith(f"{case.param}: " if case.param else ""), message
+        case _:
+            raise AssertionError(body)
+    assert message
+    assert "\n" not in message
     assert len(reply.content) < 1000

@@ -16,6 +16,8 @@ T = TypeVar("T")
 PATH = re.compile(r"^(?P<what>.*?)(?: - at (?P<key>`key` in )?`\$(?P<path>.*)`)?$", re.DOTALL)
 UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>.*)`$", re.DOTALL)
 MISSING = re.compile(r"^Object missing required field `(?P<name>.*)`$", re.DOTALL)
+SMALL_BYTES = 64 << 10  # bodies for which it may be told by a second, slow reading what is wrong with them
+FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[\.\.\.\]")
 
 
@@ -99,6 +101,8 @@ def shown_name(name: str) -> str:
 
 def value_at(body: bytes, path: str) -> str | None:
     """What the client had there, shortened; None if it cannot be told simply."""
+    if len(body) > SMALL_BYTES:
+        return None
     try:
         value: Any = msgspec.json.decode(body)
         for name, index in STEP.findall("." + path.lstrip(".")):
@@ -117,11 +121,36 @@ def value_at(body: bytes, path: str) -> str | None:
 def refuse_duplicates(body: bytes, names: tuple[str, ...]) -> None:
     """A 400 if a field of the object comes twice: two readers of such a body could understand two things.
 
-    Only names that occur twice anywhere in the body (as the user's text may well say "model") cost a second parse.
+    Decoding keeps one value for each name. A name that stands in the body more often than in the values kept, and
+    once before its own, was there twice, or in a value that was not kept. Only of small bodies is it said which.
     """
-    suspects = {name for name in names if body.count(b'"' + name.encode() + b'"') > 1}
-    if not suspects:
-        return
+    if len(body) <= SMALL_BYTES:
+        suspects = [name for name in names if body.count(quoted(name)) > 1]
+        if not suspects:
+            return
+    kept = decode(FIELDS, body)
+    if len(body) > SMALL_BYTES:
+        suspects = [name for name in names if name in kept]
+    for name in suspects:
+        inside = sum(bytes(value).count(quoted(name)) for value in kept.values())
+        if body.count(quoted(name)) > inside + (name in kept):
+            raise bad_request(*twice(body))
+
+
+def unknown_fields(body: bytes, names: tuple[str, ...]) -> list[str]:
+    """The names in the body's object that are none of `names`; none if they cannot be read."""
+    try:
+        return sorted(set(FIELDS.decode(body)).difference(names))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return []
+
+
+def quoted(name: str) -> bytes:
+    return b'"' + name.encode() + b'"'
+
+
+def twice(body: bytes) -> tuple[str | None, str]:
+    """(the field that is given twice, what is wrong with it)."""
     pairs: list[tuple[str, Any]] = []
 
     def keep(found: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -129,12 +158,15 @@ def refuse_duplicates(body: bytes, names: tuple[str, ...]) -> None:
         pairs = found  # the outermost object comes last
         return dict(found)
 
-    try:
-        json.loads(body, object_pairs_hook=keep)
-    except RecursionError:
-        raise bad_request(None, "the body is nested too deeply") from None
     seen: set[str] = set()
-    for name, _ in pairs:
-        if name in seen:
-            raise bad_request(name, "is given twice")
-        seen.add(name)
+    if len(body) <= SMALL_BYTES:
+        # Its reader is stricter than the decoder about what nobody asked for: other fields' text, depth and digits.
+        try:
+            json.loads(body, object_pairs_hook=keep)
+        except (ValueError, RecursionError):
+            pairs = []
+        for name, _ in pairs:
+            if name in seen:
+                return shown_name(name), "is given twice"
+            seen.add(name)
+    return None, "a field of the body is given twice"

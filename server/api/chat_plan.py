@@ -20,6 +20,7 @@ from .endpoint import Prompt, add_sequences, check_model, check_serving, check_t
 from .errors import bad_request
 from .grammar_check import check_grammar
 from .parsed import ChatSink, ParsedSink
+from .prompt_length import refuse_endless
 from .protocol import ChatRequest
 from .read_constraint import read_constraint
 from .tool_choice import ToolUse, read_tool_use
@@ -50,6 +51,8 @@ async def plan_chat(services: Services, request: ChatRequest) -> ChatPlan:
     check_task(services.info, "generate")  # before it is said that such a model has no chat template
     text = await render_async(services, request)
     info = check_serving(services, request.n or 1)
+    if request.truncate_prompt_tokens is None:
+        await refuse_endless(services, text, "messages")
     tokens = await services.tokenizer.encode_async(text, add_special_tokens=bool(request.add_special_tokens))
     if not tokens:
         raise bad_request("messages", "the chat template made an empty prompt of them")

@@ -20,6 +20,7 @@ from .errors import bad_request
 from .grammar_check import check_grammar
 from .limits import check_length
 from .logprobs import CompletionLogprobs, joined, prompt_entries
+from .prompt_length import refuse_endless
 from .protocol import CompletionRequest, TokenId
 from .read_constraint import read_constraint
 from .streams import CompletionStreamedChoice, StreamedGeneration, send_stream
@@ -37,17 +38,18 @@ async def read_prompts(services: Services, request: CompletionRequest) -> list[P
     """The prompt in any of its four forms, told apart by its first characters. Raises a 400."""
     raw = bytes(request.prompt).strip(WHITE)
     special = request.add_special_tokens is not False
+    to_be_cut = request.truncate_prompt_tokens is not None
     if not raw.startswith(b"["):
         if not raw.startswith(b'"'):
             raise bad_request(
                 "prompt", "expected a text, a list of texts, a list of token ids or a list of such lists"
             )
-        return [await text_prompt(services, decode(TEXT, raw, "prompt"), special)]
+        return [await text_prompt(services, decode(TEXT, raw, "prompt"), special, to_be_cut=to_be_cut)]
     match raw[1:].lstrip(WHITE)[:1]:
         case b'"':
             texts = decode(TEXTS, raw, "prompt")
             check_length(services.config.limits, "prompt", texts, "max_prompts")
-            return [await text_prompt(services, text, special) for text in texts]
+            return [await text_prompt(services, text, special, to_be_cut=to_be_cut) for text in texts]
         case b"[":
             lists = decode(TOKEN_LISTS, raw, "prompt")
             check_length(services.config.limits, "prompt", lists, "max_prompts")
@@ -57,9 +59,12 @@ async def read_prompts(services: Services, request: CompletionRequest) -> list[P
     return [Prompt(array("i", decode(TOKENS, raw, "prompt")))]
 
 
-async def text_prompt(services: Services, text: str, special: bool) -> Prompt:
+async def text_prompt(services: Services, text: str, special: bool, *, to_be_cut: bool = False) -> Prompt:
+    """`to_be_cut`: it may be longer than the context. Raises a 400."""
     if not text:
         raise bad_request("prompt", "must not be empty")
+    if not to_be_cut:
+        await refuse_endless(services, text, "prompt")
     return Prompt(await services.tokenizer.encode_async(text, add_special_tokens=special), text)
 
 

@@ -17,7 +17,7 @@ from ..requests.generation import Generation
 from ..requests.pacing import Paced
 from ..requests.sequence import Failure, Sequence, Sink
 from ..services import Services
-from .body import decode, read_body, refuse_duplicates
+from .body import decode, read_body, refuse_duplicates, unknown_fields
 from .caller import REQUEST_ID
 from .errors import ApiError, bad_request, from_failure, shown, unavailable
 from .protocol import GenerationRequest
@@ -54,7 +54,7 @@ async def read_request(
     request = decode(decoder, body)
     refuse_duplicates(body, names)
     if log.isEnabledFor(logging.DEBUG):
-        unknown = sorted(set(msgspec.json.decode(body)) - set(names))
+        unknown = unknown_fields(body, names)
         if unknown:
             log.debug("passed over unknown fields: %s", ", ".join(shown(name) for name in unknown))
     return request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 
 import msgspec
@@ -44,6 +45,10 @@ FAILURE_STATUS = {
 MAX_MESSAGE_CHARS = 500
 MAX_VALUE_CHARS = 80
 MAX_PARAM_CHARS = 200
+# Writes the beginning of a value without going through all of it.
+SHORT = reprlib.Repr()
+SHORT.maxlist = SHORT.maxdict = SHORT.maxtuple = 3
+SHORT.maxstring = SHORT.maxlong = SHORT.maxother = MAX_VALUE_CHARS
 
 
 class ApiError(Exception):
@@ -148,4 +153,5 @@ def one_line(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
 
 def shown(value: object) -> str:
     """A client's value, short enough to be repeated in an error."""
-    return one_line(repr(value) if not isinstance(value, str) else f"`{value}`", MAX_VALUE_CHARS)
+    text = f"`{value[:MAX_VALUE_CHARS]}`" if isinstance(value, str) else SHORT.repr(value)
+    return one_line(text, MAX_VALUE_CHARS)

@@ -15,7 +15,7 @@ from ..config import FrontEndConfig
 from .caller import speaks_anthropic, speaks_tgi
 from .errors import TGI_STATUS
 from .shapes import NULL, REF, Schema, any_of, object_of, ref
-from .surface import EITHER, JSON, OPERATIONS, Operation, Query, described, fields_of
+from .surface import EITHER, JSON, OPERATIONS, SOME, Operation, Query, described, fields_of
 
 PATH_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 STATUSES = {
@@ -120,6 +120,8 @@ def describe(schema: Schema, struct: type[msgspec.Struct], models: Sequence[str]
     choices = [any_of(one_without(*pair), one_without(*reversed(pair))) for pair in EITHER.get(struct, ())]
     if choices:
         schema["allOf"] = choices
+    if struct in SOME:
+        schema["anyOf"] = [object_of(name, **{name: {"not": NULL}}) for name in SOME[struct]]
 
 
 def one_without(name: str, other: str) -> Schema:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
-from .surface import EITHER, OPERATIONS, Field, Operation, bodies, described, fields_of
+from .surface import EITHER, OPERATIONS, SOME, Field, Operation, bodies, described, fields_of
 
 HEAD = """# The HTTP API
 
@@ -66,6 +66,9 @@ def table(struct: type[Struct]) -> Iterator[str]:
     for name, other in EITHER.get(struct, ()):
         yield ""
         yield f"Either `{name}` or `{other}` is required."
+    if struct in SOME:
+        yield ""
+        yield f"One of {', '.join(f'`{name}`' for name in SOME[struct])} is required."
     if refused:
         yield ""
         yield f"Refused, for what this server lacks: {', '.join(refused)}."

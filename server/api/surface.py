@@ -148,6 +148,10 @@ REFUSED: dict[type[Struct], frozenset[str]] = {
     SamplingFields: frozenset(REFUSED_SAMPLING),
 }
 
+# One of these, or more.
+SOME: dict[type[Struct], tuple[str, ...]] = {
+    ResponsesRequest: ("input", "instructions", "previous_response_id"),
+}
 # Of each of these pairs a body has one.
 EITHER: dict[type[Struct], tuple[tuple[str, str], ...]] = {
     ScoreRequest: (("text_1", "queries"), ("text_2", "documents")),

@@ -32,7 +32,7 @@ from ..api.tgi import endpoint as tgi
 from ..api.tokenize import Tokenization
 from ..metrics.exposition import Exposition
 from ..services import Services
-from .gate import Gate
+from .gate import INTERNAL_ERROR, Gate
 
 # ASGI applications, and functions that Starlette calls with a request.
 Handlers: TypeAlias = Mapping[tuple[Method, str], Callable[..., Any]]
@@ -95,7 +95,11 @@ def build_app(services: Services, exposition: Exposition) -> ASGIApp:
     }
     app = Starlette(
         routes=routes_of(OPERATIONS, handlers),
-        exception_handlers={ApiError: on_api_error, HTTPException: on_http_exception},
+        exception_handlers={
+            ApiError: on_api_error,
+            HTTPException: on_http_exception,
+            Exception: on_exception,
+        },
     )
     app.router.redirect_slashes = False
     # The gate stands outside of Starlette's own middleware, so that the `send` it notes for streams is the server's.
@@ -132,6 +136,11 @@ def open_paths(*, open_metrics: bool) -> frozenset[str]:
     """What is answered without a key, and while the server drains."""
     found = {operation.path for operation in OPERATIONS if operation.open}
     return frozenset(found | {METRICS} if open_metrics else found)
+
+
+async def on_exception(request: Request, error: Exception) -> Response:
+    """An endpoint that broke before it answered; the gate notes why."""
+    return error_response(INTERNAL_ERROR, request.scope)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:

@@ -11,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..api.caller import REQUEST_ID, speaks_anthropic
-from ..api.errors import ApiError, error_response, unavailable
+from ..api.errors import ApiError, error_response, shown, unavailable
 from ..api.isolation import presented_key
 from ..api.streams import RAW_SEND
 from ..requests.generation import ClientGone
@@ -19,6 +19,7 @@ from ..requests.link import EngineLink
 
 log = logging.getLogger(__name__)
 
+INTERNAL_ERROR = ApiError(500, "internal server error", headers={"Connection": "close"})
 CLIENT_ID = re.compile(rb"[\w.:\-]{1,128}", re.ASCII)
 
 
@@ -49,10 +50,11 @@ class Gate:
         request_id = own_id(scope) or secrets.token_hex(16)
         scope[REQUEST_ID] = request_id
         scope[RAW_SEND] = send
-        started = False
+        started = ended = False
 
         async def send_marked(message: Message) -> None:
-            nonlocal started
+            nonlocal started, ended
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 started = True
                 if self._request_id_headers:
@@ -71,11 +73,11 @@ class Gate:
         except ClientGone:
             return
         except Exception:
-            log.exception("request %s to %s broke", request_id, scope["path"])
-            if started:
+            log.exception("request %s to %s broke", request_id, shown(scope["path"]))
+            if not started:
+                await error_response(INTERNAL_ERROR, scope)(scope, receive, send_marked)
+            elif not ended:
                 raise
-            error = ApiError(500, "internal server error", headers={"Connection": "close"})
-            await error_response(error, scope)(scope, receive, send_marked)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         if scope["path"].removeprefix(self._root_path) in self._open_paths:

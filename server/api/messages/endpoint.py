@@ -22,7 +22,7 @@ from ..streams import encode, send_stream
 from .answer import call_ids, content_block, stop_fields, usage_fields
 from .protocol import CountTokensRequest, MessagesRequest
 from .stream import MessageStream
-from .translate import FIELD_NAMES, chat_request
+from .translate import FIELD_NAMES, chat_request, field_names
 
 MESSAGES = msgspec.json.Decoder(MessagesRequest)
 COUNT_TOKENS = msgspec.json.Decoder(CountTokensRequest)
@@ -56,7 +56,7 @@ class Messages:
             await self._answer(plan, scope, receive, send)
 
     async def _plan(self, request: MessagesRequest, scope: Scope) -> MessagePlan:
-        with fields_named(FIELD_NAMES):
+        with fields_named(field_names(request)):
             chat = await plan_chat(self._services, chat_request(request))
         prompt, context = len(chat.prompt.tokens), chat.info.max_model_len
         room = context - prompt
@@ -129,7 +129,7 @@ class CountTokens:
         services = self._services
         names = MessagesRequest.__struct_fields__  # clients count what they are about to send
         request = await read_request(services, scope, receive, COUNT_TOKENS, names)
-        with fields_named(FIELD_NAMES):
+        with fields_named(field_names(request)):
             plan = await plan_chat(services, chat_request(request))
         body = {"input_tokens": len(plan.prompt.tokens)}
         await Response(encode(body), media_type="application/json")(scope, receive, send)

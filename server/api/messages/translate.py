@@ -25,6 +25,14 @@ FOREIGN = ("container", "mcp_servers")  # what needs Anthropic's servers
 THINKING_VARIABLES = ("enable_thinking", "thinking")  # what chat templates ask for
 
 
+def field_names(request: CountTokensRequest) -> dict[str, str]:
+    """What the client calls the fields of the chat request; see `fields_named`."""
+    if request.output_format is None:
+        return FIELD_NAMES
+    older = {name: "output_format" for name in FIELD_NAMES if name.startswith("response_format")}
+    return {**FIELD_NAMES, **older}
+
+
 def chat_request(request: CountTokensRequest) -> ChatRequest:
     """Raises a 400 for what cannot be translated."""
     refuse_foreign(request)

@@ -13,6 +13,7 @@ from ...text.tokenizer import Encoded
 from ..body import decode
 from ..errors import bad_request
 from ..limits import check_length
+from ..prompt_length import refuse_endless
 from ..protocol import TokenId
 from ..sampling import check_vocabulary
 from .protocol import PoolingRequest
@@ -71,6 +72,10 @@ async def encode_texts(
     second_limit: int | None = None,
 ) -> list[Encoded]:
     """Texts or pairs of them as tokens; `names` are the paths of the fields they come from. Raises a 400."""
+    if request.truncate_prompt_tokens is None:
+        for given, name in zip(inputs, names, strict=True):
+            for text in (given,) if isinstance(given, str) else given[: 2 if second_limit is None else 1]:
+                await refuse_endless(services, text, name)
     try:
         found = await services.tokenizer.encode_inputs_async(
             inputs,

@@ -17,11 +17,12 @@ from ..errors import ApiError, bad_request, shown
 from ..field_names import fields_named
 from ..isolation import tenant_of
 from ..logprobs import chat_entries
+from ..prompt_length import PromptTooLong
 from .items import Item, stored_items
 from .output import OutputItems, response_head, with_sampling
 from .protocol import ResponsesRequest
 from .store import StoredResponse, new_response_id
-from .translate import FIELD_NAMES, chat_request, check
+from .translate import chat_request, check, field_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ async def plan_chat_of(
     check_model(services, request.model)
     history = await history_of(services, request, tenant)
     own = stored_items(request.input if request.input is not None else [])
-    with fields_named(FIELD_NAMES):
+    with fields_named(field_names(request)):
         if request.truncation == "auto":
             chat = await plan_truncated(services, request, [*history, *own], len(history))
         else:
@@ -101,14 +102,20 @@ async def plan_truncated(
     Where even the last item alone does not fit, the whole conversation's plan is returned, and refused later.
     """
 
-    async def plan(dropped: int) -> ChatPlan:
-        return await plan_chat(services, chat_request(request, items[dropped:], first_own - dropped))
+    async def plan(dropped: int) -> ChatPlan | None:
+        try:
+            return await plan_chat(services, chat_request(request, items[dropped:], first_own - dropped))
+        except PromptTooLong:
+            return None
 
-    def fits(plan: ChatPlan) -> bool:
-        return len(plan.prompt.tokens) + (request.max_output_tokens or 1) <= plan.info.max_model_len
+    def fits(plan: ChatPlan | None) -> bool:
+        return (
+            plan is not None
+            and len(plan.prompt.tokens) + (request.max_output_tokens or 1) <= plan.info.max_model_len
+        )
 
     whole = await plan(0)
-    if fits(whole):
+    if whole is not None and fits(whole):
         return whole
     cuts = [index for index in range(1, len(items)) if items[index]["type"] != "function_call_output"]
     best, low, high = whole, 0, len(cuts)
@@ -119,7 +126,7 @@ async def plan_truncated(
             best, high = shorter, middle
         else:
             low = middle + 1
-    return best
+    return await plan_chat(services, chat_request(request, items, first_own)) if best is None else best
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +143,7 @@ def prepare(services: Services, plan: ResponsePlan, generation: Generation, scop
     """Raises a 400 for a prompt that the model cannot take."""
     items = OutputItems(plan.request, partial(chat_entries, services.tokenizer))
     answer = Blocks(generation, plan.chat.call_ids.new)
-    with fields_named(FIELD_NAMES):
+    with fields_named(field_names(plan.request)):
         max_tokens = add_chat_sequences(services, generation, scope, plan.chat, [answer])
     return Prepared(answer, items, with_sampling(plan.head, generation), max_tokens)
 

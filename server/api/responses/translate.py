@@ -22,6 +22,8 @@ FIELD_NAMES = {
     "verbosity": "text.verbosity",
     "messages": "input",
 }
+# ... and where it brought the constraint itself.
+OWN_CONSTRAINT = {r"(response_format[^ ]*)": r"\1"}
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
 # What `include` may name; the others are about tools of OpenAI's, whose calls never occur here.
@@ -49,6 +51,11 @@ FOREIGN = ("conversation", "prompt", "context_management", "moderation")
 # Same name in both requests, but not the same meaning.
 OWN = {"stream", "stream_options", "tools", "tool_choice", "top_logprobs", *OUT_OF_PLACE}
 SHARED = (set(ChatRequest.__struct_fields__) & set(ResponsesRequest.__struct_fields__)) - OWN
+
+
+def field_names(request: ResponsesRequest) -> dict[str, str]:
+    """What the client calls the fields of the chat request; see `fields_named`."""
+    return FIELD_NAMES if request.response_format is None else {**OWN_CONSTRAINT, **FIELD_NAMES}
 
 
 def check(request: ResponsesRequest) -> None:

@@ -219,9 +219,9 @@ class Generate:
         if not texts:
             raise bad_request("text", "must not be empty")
         self._check_count("text", texts)
-        return [await text_prompt(self._services, text, True) for text in texts], isinstance(
-            request.text, list
-        )
+        with fields_named({"prompt": "text"}):
+            prompts = [await text_prompt(self._services, text, True) for text in texts]
+        return prompts, isinstance(request.text, list)
 
     def _check_count(self, name: str, prompts: Sized) -> None:
         check_length(self._services.config.limits, name, prompts, "max_prompts")

@@ -22,7 +22,7 @@ from ..read_constraint import read_constraint
 from ..streams import send_stream
 from ..tokenize import json_response
 from .answers import Collected, Streamed, TokenEvents, Tokens, drawn_with
-from .protocol import FIELD_NAMES, Parameters, TGIRequest, as_completion
+from .protocol import Parameters, TGIRequest, as_completion, field_names
 
 DECODER = msgspec.json.Decoder(TGIRequest)
 
@@ -44,7 +44,7 @@ class Generate:
         wanted = request.parameters or Parameters()
         stream = self._always_stream or (bool(request.stream) and not self._never_stream)
         completion = as_completion(request, stream=stream, config=services.config)
-        with fields_named(FIELD_NAMES):
+        with fields_named(field_names(wanted)):
             await self._serve(request, wanted, completion, scope, receive, send)
 
     async def _serve(
@@ -63,7 +63,8 @@ class Generate:
         grammar = None if constraint is None else constraint.spec
         if constraint is not None:
             await check_grammar(services.grammars, constraint.spec, constraint.param)
-        prompt = truncated(completion, await text_prompt(services, request.inputs, True), info)
+        whole = await text_prompt(services, request.inputs, True, to_be_cut=wanted.truncate is not None)
+        prompt = truncated(completion, whole, info)
         prefix = request.inputs if wanted.return_full_text else ""
         tokens = Tokens(services.tokenizer, alternatives=bool(wanted.top_n_tokens))
         if completion.stream:

@@ -13,7 +13,6 @@ from ..protocol import MAX_TOKEN, CompletionRequest, Penalty
 DEFAULT_NEW_TOKENS = 100  # TGI's and its client's
 # What this server cannot do, and the value that does not ask for it.
 REFUSED: dict[str, Any] = {"typical_p": 1.0, "watermark": False, "best_of": 1, "adapter_id": None}
-# What the client calls the fields of the completion; see `fields_named`.
 FIELD_NAMES = {
     "prompt": "inputs",
     "max_tokens": "parameters.max_new_tokens",
@@ -103,6 +102,11 @@ def as_completion(request: TGIRequest, *, stream: bool, config: FrontEndConfig) 
         truncate_prompt_tokens=wanted.truncate,
         response_format=None if wanted.grammar is None else response_format(wanted.grammar),
     )
+
+
+def field_names(wanted: Parameters) -> dict[str, str]:
+    """What the client calls the fields of the completion; see `fields_named`."""
+    return FIELD_NAMES if wanted.stop else {"stop": "parameters.stop_sequences", **FIELD_NAMES}
 
 
 def response_format(grammar: Grammar) -> dict[str, Any]:
