@@ -182,7 +182,7 @@ class ServerOptions(Group, frozen=True):
     api_key: Annotated[
         list[str],
         Option(
-            "Keys of which a client must send one as `Authorization: Bearer KEY`; may be repeated. "
+            "Keys of which a client must send one, as `Authorization: Bearer KEY` or `x-api-key: KEY`; may be repeated. "
             "/health and /ready stay open.",
             metavar="KEY",
         ),
