@@ -46,6 +46,45 @@ def test_sound_grammars_of_every_kind_are_accepted(running: GrammarProcess) -> N
         assert verdict.seconds > 0
 
 
+def many_tools(count: int) -> str:
+    """Calls of one of `count` tools, each with a schema of its own."""
+    tags = []
+    for number in range(count):
+        fields = {f"field_{number}_{index}": {"type": "string"} for index in range(6)}
+        row = {
+            "type": "object",
+            "properties": {"a": {"type": "number"}, "b": {"type": ["string", "null"]}},
+            "required": ["a"],
+            "additionalProperties": False,
+        }
+        schema = {
+            "type": "object",
+            "properties": {
+                **fields,
+                "kind": {"enum": [f"kind {value}" for value in range(8)]},
+                "rows": {"type": "array", "items": row},
+            },
+            "required": [f"field_{number}_0", "kind"],
+            "additionalProperties": False,
+        }
+        tags.append(
+            {
+                "type": "tag",
+                "begin": f'<tool_call>\n{{"name": "tool_{number}", "arguments": ',
+                "content": {"type": "json_schema", "json_schema": schema},
+                "end": "}\n</tool_call>",
+            }
+        )
+    calls = {"type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": True}
+    return json.dumps({"type": "structural_tag", "format": calls})
+
+
+def test_the_schemas_of_128_tools_are_accepted(running: GrammarProcess) -> None:
+    """In the time that one grammar may take: a cold compilation of so many took others tens of seconds."""
+    verdict = running.frontends[0].check("structural_tag", many_tools(128))
+    assert (verdict.outcome, verdict.message) == ("ok", "")
+
+
 def test_a_defect_is_refused_with_its_reason(running: GrammarProcess) -> None:
     verdict = running.frontends[0].check("json_schema", '{"type": "objx"}')
     assert (verdict.outcome, verdict.message) == ("refused", 'Unsupported type "objx"')
