@@ -7,10 +7,10 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 
-import msgspec
 import zmq
 
 from ..scheduler.messages import ToEngine, ToFrontEnd, decode_to_engine, encode
+from .incoming import incoming
 
 log = logging.getLogger(__name__)
 
@@ -60,20 +60,7 @@ class FrontEndLink:
 
     def receive(self) -> Iterator[tuple[int, ToEngine]]:
         """Every message that has arrived, with the id of the front end it came from; undecodable ones are dropped."""
-        for frontend_id, socket in enumerate(self._sockets):
-            while True:
-                try:
-                    frame = socket.recv(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                try:
-                    message = decode_to_engine(frame)
-                except msgspec.DecodeError as error:
-                    log.warning(
-                        "dropped a message of %d bytes from front end %d: %s", len(frame), frontend_id, error
-                    )
-                    continue
-                yield frontend_id, message
+        return incoming(self._sockets, decode_to_engine)
 
     def send(self, frontend_id: int, message: ToFrontEnd) -> None:
         self._sockets[frontend_id].send(encode(message), copy=True)

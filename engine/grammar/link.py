@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
@@ -17,6 +16,7 @@ from ...scheduler.grammar_messages import (
     decode_to_grammar,
     encode_grammar,
 )
+from ..incoming import incoming
 
 log = logging.getLogger(__name__)
 
@@ -76,20 +76,7 @@ class GrammarLink:
 
     def receive(self) -> Iterator[tuple[int, ToGrammar]]:
         """Every message that has arrived, with the id of its front end; undecodable ones are logged and dropped."""
-        for frontend_id, socket in enumerate(self._sockets):
-            while True:
-                try:
-                    frame = socket.recv(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                try:
-                    message = decode_to_grammar(frame)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    log.warning(
-                        "dropped a message of %d bytes from front end %d: %s", len(frame), frontend_id, error
-                    )
-                    continue
-                yield frontend_id, message
+        return incoming(self._sockets, decode_to_grammar)
 
     def tell(self, frontend_id: int, verdict: GrammarVerdict) -> None:
         self._send(frontend_id, verdict)
