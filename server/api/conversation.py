@@ -15,9 +15,9 @@ from ..text.template import ChatTemplate, TemplateError
 from .body import convert
 from .errors import bad_request, shown
 from .protocol import ChatRequest, Message, TokenizeRequest, Tool
+from .text_parts import part_texts
 
 INLINE_MESSAGES = 64
-TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 THINKING_SWITCHES = ("enable_thinking", "thinking")  # variables of chat templates
 RESERVED_VARIABLES = {
     *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"),
@@ -116,19 +116,7 @@ def plain_text(message: Message, path: str) -> str:
         if message.role == "assistant":
             return ""
         raise bad_request(f"{path}.content", "is required")
-    texts = []
-    for index, part in enumerate(content):
-        kind = part.get("type")
-        field = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
-        if field is None:
-            raise bad_request(
-                f"{path}.content[{index}].type", f"{shown(kind)} is not supported: this model reads text"
-            )
-        text = part.get(field)
-        if not isinstance(text, str):
-            raise bad_request(f"{path}.content[{index}].{field}", "expected `str`")
-        texts.append(text)
-    return "\n".join(texts)
+    return "\n".join(part_texts(content, f"{path}.content"))
 
 
 def call_for_template(call: dict[str, Any], path: str, dialect: Dialect) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import msgspec
 from ..body import convert
 from ..errors import bad_request, shown
 from ..opaque import unseal
+from ..text_parts import part_texts
 from .protocol import FunctionCallItem, FunctionCallOutputItem, MessageItem, Parts, ReasoningItem
 
 Item: TypeAlias = dict[str, Any]  # in the stored form: with an id, a type and a status
@@ -22,7 +23,6 @@ ID_PREFIXES = {
     "reasoning": "rs_",
 }
 ID_BYTES = 24
-TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 SYSTEM_ROLES = ("system", "developer")
 
 
@@ -77,25 +77,6 @@ def stored_item(item: dict[str, Any], path: str) -> Item:
 
 def text_part(kind: str, text: str) -> dict[str, Any]:
     return {"type": kind, "text": text} | ({"annotations": []} if kind == "output_text" else {})
-
-
-def part_texts(content: Parts, path: str) -> list[str]:
-    """The text of each part. Raises a 400 for a part that is no text."""
-    if isinstance(content, str):
-        return [content]
-    texts = []
-    for index, part in enumerate(content):
-        kind = part.get("type")
-        field = TEXT_PARTS.get(kind) if isinstance(kind, str) else None
-        if field is None:
-            raise bad_request(
-                f"{path}[{index}].type", f"{shown(kind)} is not supported: this model reads text"
-            )
-        text = part.get(field)
-        if not isinstance(text, str):
-            raise bad_request(f"{path}[{index}].{field}", "expected `str`")
-        texts.append(text)
-    return texts
 
 
 def thinking_text(item: ReasoningItem, path: str) -> str:
