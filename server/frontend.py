@@ -18,7 +18,7 @@ import uvloop
 
 from .. import __version__
 from ..scheduler.messages import EngineStatus, Serving
-from .config import FrontEndConfig
+from .frontend_config import FrontEndConfig
 from .http.app import build_app
 from .http.server import HttpServer, inherited_socket
 from .logs import set_up_logging

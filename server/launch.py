@@ -17,11 +17,12 @@ import msgspec
 from .. import __version__
 from ..scheduler.grammar_messages import GrammarConfig
 from ..scheduler.messages import EngineConfig
-from .config import FrontEndConfig, ServeConfig
+from .config import ServeConfig
 from .family.child import ChildSpec
 from .family.listening import ListenError, listen, url
 from .family.runtime_dir import runtime_dir
 from .family.supervisor import EXIT_BAD_CONFIGURATION, EXIT_FAILED, Family, Limits, Supervisor
+from .frontend_config import FrontEndConfig
 from .logs import set_up_logging
 from .model_files import DEMO_DIR, ModelError, ModelFiles, resolve
 from .options.parse import HelpWanted, OptionError, Parsed, parse

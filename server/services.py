@@ -11,7 +11,7 @@ from .api.isolation import CacheIsolation
 from .api.responses.background import BackgroundResponses
 from .api.responses.store import ResponseStore
 from .api.sampling import Sampling, SeedSource
-from .config import FrontEndConfig
+from .frontend_config import FrontEndConfig
 from .generation_defaults import eos_token_ids, load_defaults
 from .metrics.catalogue import Metrics
 from .parsing.choice import AnswerFormats, choose

@@ -18,8 +18,8 @@ import httpx
 import uvloop
 from fake_engine import FakeEngine, FakeSupervisor
 from fake_grammar import FakeGrammar
-from penstock.server.config import FrontEndConfig
 from penstock.server.frontend import FrontEnd
+from penstock.server.frontend_config import FrontEndConfig
 from penstock.server.services import Services, build_services
 from tiny_tokenizer import write_model
 from tokenizers import Tokenizer

@@ -11,7 +11,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ..config import FrontEndConfig
+from ..frontend_config import FrontEndConfig
 from .caller import speaks_anthropic, speaks_tgi
 from .errors import TGI_STATUS
 from .shapes import NULL, REF, Schema, any_of, object_of, ref

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from penstock.scheduler.grammar_messages import GrammarConfig
 from penstock.scheduler.messages import EngineConfig, KVEventsConfig, PoolerConfig
-from penstock.server.config import FrontEndConfig, ModelOptions, ServeConfig
+from penstock.server.config import ModelOptions, ServeConfig
+from penstock.server.frontend_config import FrontEndConfig
 from penstock.server.launch import describe_family, seconds_since_start
 from penstock.server.model_files import ModelFiles, resolve
 from penstock.server.options.parse import Field, fields, parse

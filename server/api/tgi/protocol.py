@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Raw, Struct
 
-from ...config import FrontEndConfig
+from ...frontend_config import FrontEndConfig
 from ..errors import ApiError, bad_request, shown
 from ..protocol import MAX_TOKEN, CompletionRequest, Penalty
 
