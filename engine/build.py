@@ -123,6 +123,7 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
                     # A CPU has the forward pass to compute meanwhile.
                     num_threads=1 if choices.device.type == "cpu" else max(1, choices.num_threads // 2),
                 ),
+                recorder=None if config.enforce_eager else ops.recorder(),
             )
         thread.submit(leave_cores_to_kernels, ops, choices).result()
         with phase("warm_up", "warming up"):

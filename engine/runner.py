@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..kernels.attention.interface import AttentionBackend
+from ..kernels.interface import Recorder
 from ..scheduler.arrays import Int32
 from ..scheduler.messages import PoolingParams, SamplingParams
 from ..scheduler.plan import RowLogprobs, RowPooled, StepPlan, StepResult
@@ -25,6 +26,7 @@ from .device_thread import DeviceThread, Promise
 from .grammar.masks import Masks, MaskThread
 from .grammar.matchers import Ended
 from .grammar.store import Grammar
+from .graphs import GraphedForward
 from .host_memory import lazy_zeros
 from .layers.decoder import Decoder
 from .logprobs import Scores, concatenate, score
@@ -67,9 +69,11 @@ class ModelRunner:
         prefaults: Sequence[Prefault] = (),  # one per KV group, where the pool is host memory
         pooler: Pooler,
         grammars: MaskThread,
+        recorder: Recorder | None,  # of forward passes; None = each runs as the model's code does
     ) -> None:
         self.num_slots = num_slots
         self._model = model
+        self._forward = GraphedForward(model.forward, recorder, device)
         self._attention = attention
         self._vocab_size = model.config.vocab_size
         self._max_model_len = max_model_len
@@ -132,7 +136,7 @@ class ModelRunner:
         batch, q_start = self._batches.build(plan)
         for backend, attention_batch in zip(self._attention, batch.attention, strict=True):
             backend.plan(attention_batch)
-        hidden = self._model.forward(batch)
+        hidden = self._forward(batch)
         logprobs = self._score_prompts(plan, q_start, hidden)
         tokens: Int32 = np.zeros(0, np.int32)
         ended: list[Ended] = []

@@ -6,6 +6,7 @@ Where a docstring says "in place", callers must use the returned tensors all the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -24,8 +25,36 @@ class Linear(Protocol):
         """Rows of the weight, (N,) int -> (N, in_features): embedding lookup in a tied head without a copy."""
 
 
+class NotRecordable(Exception):
+    """A pass cannot be recorded; the message names the operation that is in the way."""
+
+
+class Graph(Protocol):
+    """A recorded pass."""
+
+    def replay(self) -> torch.Tensor:
+        """Do it again on what its inputs hold now. The result is good until the next replay of any recording."""
+
+
+class Recorder(Protocol):
+    """Records passes, so that running them again costs no Python: what CUDA graphs are, for any device."""
+
+    def record(self, work: Callable[[], torch.Tensor]) -> Graph:
+        """Do `work` and keep what it did. Its inputs must be at the same addresses whenever it is replayed.
+
+        Raises:
+            NotRecordable: nothing is kept; what `work` wrote until then may be written again.
+        """
+
+
 class Ops(Protocol):
     name: str
+
+    def recorder(self) -> Recorder | None:
+        """Something that records passes made of these operations, or None where that cannot be."""
+
+    def embedding(self, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of table (V, H) at ids (T,) int32: (T, H)."""
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         """Prepare a weight (out, in) for products; takes ownership of it, may repack it once."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .interface import Recorder
+
 
 class TorchLinear:
     """y = x @ weight.T + bias, the weight kept as it came."""
@@ -25,6 +27,14 @@ class TorchLinear:
 
 class TorchOps:
     name = "torch"
+
+    def recorder(self) -> Recorder | None:
+        """Plain torch runs as it comes."""
+        return None
+
+    def embedding(self, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of table (V, H) at ids (T,) int32: (T, H)."""
+        return F.embedding(ids, table)
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TorchLinear:
         """Prepare a weight (out, in) for products."""

@@ -81,6 +81,7 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     scheduling_policy: Policy = "fcfs"
     enable_prefix_caching: bool = True
     async_scheduling: bool = True  # one step in flight
+    enforce_eager: bool = False  # no forward pass from a recording
     attention_backend: Literal["auto", "torch", "cpu"] = "auto"
     num_threads: int | None = None
     seed: int = 0

@@ -267,6 +267,13 @@ class SchedulerOptions(Group, frozen=True):
             "Plan the next step while the device runs this one.", negations=("--disable-overlap-schedule",)
         ),
     ] = True
+    enforce_eager: Annotated[
+        bool,
+        Option(
+            "Run every forward pass operation by operation, none from a recording. Slower, for comparison.",
+            aliases=("--disable-cuda-graph",),
+        ),
+    ] = False
 
 
 class CacheOptions(Group, frozen=True):

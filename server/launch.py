@@ -170,6 +170,7 @@ def engine_config(
         scheduling_policy=scheduler.scheduling_policy,
         enable_prefix_caching=cache.enable_prefix_caching,
         async_scheduling=scheduler.async_scheduling,
+        enforce_eager=scheduler.enforce_eager,
         attention_backend=device.attention_backend,
         num_threads=device.num_threads,
         seed=model.seed or 0,

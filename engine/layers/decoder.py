@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from ...kernels.attention.interface import AttentionBackend
 from ...kernels.interface import Linear, Ops
@@ -89,7 +88,7 @@ class Decoder(ABC):
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """(T, hidden_size) after the final norm; keys and values of all tokens are in the pages."""
-        x = F.embedding(batch.tokens, self.embedding)
+        x = self.ops.embedding(self.embedding, batch.tokens)
         residual = None
         for layer in self.layers:
             x, residual = layer(x, residual, batch)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from ..cpu.library import SUFFIXES, Library
@@ -34,8 +32,6 @@ class CpuAttention:
         )
         self._plan = library.quick["attention_plan"]
         self._run = library.long["attention_run"]
-        self._pointers = (ctypes.c_void_p * 6)()
-        self._strides = (ctypes.c_long * 12)()
 
     def __del__(self) -> None:
         if hasattr(self, "_handle"):
@@ -81,20 +77,19 @@ class CpuAttention:
         q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
         assert k_pages.stride(3) == v_pages.stride(3) == 1
         out = torch.empty(q.shape, dtype=dtype)
-        self._pointers[:] = [
+        self._run(
+            self._handle,
+            int(dtype == torch.bfloat16),
             q.data_ptr(),
             k.data_ptr(),
             v.data_ptr(),
             k_pages.data_ptr(),
             v_pages.data_ptr(),
             out.data_ptr(),
-        ]
-        self._strides[:] = [
             *q.stride()[:2],
             *k.stride()[:2],
             *v.stride()[:2],
             *k_pages.stride()[:3],
             *v_pages.stride()[:3],
-        ]
-        self._run(self._handle, int(dtype == torch.bfloat16), self._pointers, self._strides)
+        )
         return out

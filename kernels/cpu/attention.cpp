@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "gemm.h"
+#include "graph.h"
 #include "pool.h"
 
 namespace penstock {
@@ -545,21 +546,6 @@ template <class Mode> void run(const Plan &plan, const Tensors<typename Mode::el
     parallel_for(merges, [&](int i) { attention.merge(plan.merges[i]); });
 }
 
-template <class T>
-Tensors<T> tensors_of(void *const *pointers, const long *strides) {
-    return {static_cast<const T *>(pointers[0]),
-            static_cast<const T *>(pointers[1]),
-            static_cast<const T *>(pointers[2]),
-            {strides[0], strides[1]},
-            {strides[2], strides[3]},
-            {strides[4], strides[5]},
-            static_cast<T *>(pointers[3]),
-            static_cast<T *>(pointers[4]),
-            {strides[6], strides[7], strides[8]},
-            {strides[9], strides[10], strides[11]},
-            static_cast<T *>(pointers[5])};
-}
-
 }  // namespace
 }  // namespace penstock
 
@@ -584,11 +570,24 @@ void penstock_attention_plan(void *opaque, int rows, const int *slots, const int
     build(plan, rows, slots, starts, q_start);
 }
 
-// pointers: q, k, v, k_pages, v_pages, out. strides in elements: (token, head) of q, k, v; (page, offset, head) of
-// k_pages and v_pages. The last dimension of each is contiguous, out is contiguous.
-void penstock_attention_run(void *opaque, int is_bf16, void *const *pointers, const long *strides) {
+// Strides in elements: (token, head) of q, k, v; (page, offset, head) of k_pages and v_pages. The last dimension of
+// each is contiguous, out is contiguous.
+void penstock_attention_run(void *opaque, int is_bf16, const void *q, const void *k, const void *v, void *k_pages,
+                            void *v_pages, void *out, long q_token, long q_head, long k_token, long k_head,
+                            long v_token, long v_head, long k_page, long k_offset, long k_page_head, long v_page,
+                            long v_offset, long v_page_head) {
     const Plan &plan = *static_cast<Plan *>(opaque);
-    if (is_bf16) run<BFloat16>(plan, tensors_of<bf16>(pointers, strides));
-    else run<Float32>(plan, tensors_of<float>(pointers, strides));
+    auto typed = [&]<class Mode>(Mode) {
+        using T = typename Mode::element;
+        run<Mode>(plan, {static_cast<const T *>(q), static_cast<const T *>(k), static_cast<const T *>(v),
+                         {q_token, q_head}, {k_token, k_head}, {v_token, v_head},
+                         static_cast<T *>(k_pages), static_cast<T *>(v_pages),
+                         {k_page, k_offset, k_page_head}, {v_page, v_offset, v_page_head},
+                         static_cast<T *>(out)});
+    };
+    if (is_bf16) typed(BFloat16{});
+    else typed(Float32{});
 }
 }
+
+PENSTOCK_RECORDABLE(attention_run)

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "graph.h"
 #include "pool.h"
 #include "simd.h"
 
@@ -133,6 +134,13 @@ void mask_logits(T *logits, long stride, int vocab, const uint32_t *bits, int wo
     each_row(count, vocab, [&](long i) { mask_row(logits + rows[i] * stride, bits + i * words, vocab); });
 }
 
+void embedding(const char *table, long rows, long row_bytes, const int *ids, int count, char *out) {
+    each_row(count, row_bytes / 2, [&](long i) {
+        if (ids[i] >= 0 && ids[i] < rows) std::memcpy(out + i * row_bytes, table + ids[i] * row_bytes, row_bytes);
+        else std::memset(out + i * row_bytes, 0, row_bytes);
+    });
+}
+
 }  // namespace
 }  // namespace penstock
 
@@ -164,4 +172,18 @@ using namespace penstock;
 extern "C" {
 PENSTOCK_ELEMENTWISE(bf16, bf16)
 PENSTOCK_ELEMENTWISE(float, f32)
+
+void penstock_embedding(const char *table, long rows, long row_bytes, const int *ids, int count, char *out) {
+    embedding(table, rows, row_bytes, ids, count, out);
 }
+}
+
+PENSTOCK_RECORDABLE(rms_norm_bf16)
+PENSTOCK_RECORDABLE(rms_norm_f32)
+PENSTOCK_RECORDABLE(add_rms_norm_bf16)
+PENSTOCK_RECORDABLE(add_rms_norm_f32)
+PENSTOCK_RECORDABLE(silu_mul_bf16)
+PENSTOCK_RECORDABLE(silu_mul_f32)
+PENSTOCK_RECORDABLE(rotary_bf16)
+PENSTOCK_RECORDABLE(rotary_f32)
+PENSTOCK_RECORDABLE(embedding)

@@ -44,9 +44,16 @@ struct BFloat16 {
     }
 };
 
+// How far ahead of its use a panel that comes from memory is asked for, in words, and from how many rows on: with fewer
+// the loads alone keep memory busy, with more the products between them leave it idle. Measured: 9 to 16 % on 8 to 16
+// rows, a loss below.
+constexpr long kFetchWords = 2048;
+constexpr int kFetchRows = 8;
+
 // C (MR, PANELS * kPanel) = A B, or += A B. A word (r, k) is at a[k * MR + r] when LDA is 0, at a[r * LDA + k]
-// otherwise; B's row k of panel p is at b + p * panel_stride + k * ldb; C's row r at c + r * ldc. All in words.
-template <class Mode, int MR, int PANELS, int LDA>
+// otherwise; B's row k of panel p is at b + p * panel_stride + k * ldb; C's row r at c + r * ldc. All in words. STREAM:
+// B is read from memory, not from a cache.
+template <class Mode, int MR, int PANELS, int LDA, bool STREAM>
 inline void tile(const uint32_t *a, const uint32_t *b, long ldb, long panel_stride, int k_words, float *c, long ldc,
                  bool accumulate) {
     constexpr int V = 2 * PANELS;
@@ -55,6 +62,9 @@ inline void tile(const uint32_t *a, const uint32_t *b, long ldb, long panel_stri
         for (int v = 0; v < V; ++v) acc[r][v] = accumulate ? load(c + r * ldc + v * kLanes) : vf{};
 #pragma GCC unroll 2
     for (int k = 0; k < k_words; ++k) {
+        if constexpr (STREAM && MR >= kFetchRows)
+            for (int v = 0; v < V; ++v)
+                prefetch(b + k * ldb + (v / 2) * panel_stride + (v % 2) * kLanes + kFetchWords);
         decltype(Mode::load_words(b)) bv[V];
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v)
@@ -74,19 +84,22 @@ inline void tile(const uint32_t *a, const uint32_t *b, long ldb, long panel_stri
 constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 // As `tile`, for rows <= kRows known at run time and any number of panels.
-template <class Mode, int LDA, int MR = kRows>
+template <class Mode, int LDA, bool STREAM = false, int MR = kRows>
 inline void tiles(int rows, int panels, const uint32_t *a, const uint32_t *b, long ldb, long panel_stride,
                   int k_words, float *c, long ldc, bool accumulate) {
     if constexpr (MR > 1) {
         if (rows < MR)
-            return tiles<Mode, LDA, MR - 1>(rows, panels, a, b, ldb, panel_stride, k_words, c, ldc, accumulate);
+            return tiles<Mode, LDA, STREAM, MR - 1>(rows, panels, a, b, ldb, panel_stride, k_words, c, ldc,
+                                                    accumulate);
     }
     constexpr int P = panels_at_once(MR);
     int p = 0;
     for (; p + P <= panels; p += P)
-        tile<Mode, MR, P, LDA>(a, b + p * panel_stride, ldb, panel_stride, k_words, c + p * kPanel, ldc, accumulate);
+        tile<Mode, MR, P, LDA, STREAM>(a, b + p * panel_stride, ldb, panel_stride, k_words, c + p * kPanel, ldc,
+                                       accumulate);
     for (; p < panels; ++p)
-        tile<Mode, MR, 1, LDA>(a, b + p * panel_stride, ldb, panel_stride, k_words, c + p * kPanel, ldc, accumulate);
+        tile<Mode, MR, 1, LDA, STREAM>(a, b + p * panel_stride, ldb, panel_stride, k_words, c + p * kPanel, ldc,
+                                       accumulate);
 }
 
 }  // namespace penstock

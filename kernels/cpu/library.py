@@ -6,13 +6,15 @@ import ctypes
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from . import build
 
 logger = logging.getLogger(__name__)
+
+Call: TypeAlias = tuple[int, tuple[Any, ...]]  # the address of penstock_invoke_..., the arguments
 
 P, I, L, F = ctypes.c_void_p, ctypes.c_int, ctypes.c_long, ctypes.c_float  # noqa: E741
 SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -33,9 +35,13 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "attention_new": (P, (I, I, I, I, I, F, F)),
     "attention_free": (None, (P,)),
     "attention_plan": (None, (P, I, P, P, P, P, L)),
-    "attention_run": (None, (P, I, P, P)),
+    "attention_run": (None, (P, I, P, P, P, P, P, P, *[L] * 12)),
+    "embedding": (None, (P, L, L, P, I, P)),
+    "graph_run": (None, (P, I)),
 }
 TYPED = {"linear", "linear_rows", "rms_norm", "add_rms_norm", "silu_mul", "rotary", "mask_logits"}
+# What a recording is made of; each has an entry `penstock_invoke_...` that takes its arguments as words (graph.h).
+RECORDABLE = {"linear", "rms_norm", "add_rms_norm", "silu_mul", "rotary", "attention_run", "embedding"}
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
@@ -45,21 +51,52 @@ class Library:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.quick = Functions(ctypes.PyDLL(path))
-        self.long = Functions(ctypes.CDLL(path))
+        self._recording = Recording()
+        self.quick = Functions(ctypes.PyDLL(path), self._recording)
+        self.long = Functions(ctypes.CDLL(path), self._recording)
         self.quick["set_threads"](torch.get_num_threads())
+
+    def start_recording(self) -> list[Call]:
+        """From now on each call of a recordable function is appended to the list returned."""
+        assert self._recording.calls is None, "one recording at a time"
+        self._recording.calls = []
+        return self._recording.calls
+
+    def stop_recording(self) -> None:
+        self._recording.calls = None
+
+
+class Recording:
+    """Where calls are written down, if anywhere."""
+
+    calls: list[Call] | None = None
 
 
 class Functions(dict[str, Callable[..., Any]]):
     """Name (`rms_norm_bf16`, without the library's prefix) -> function with its types bound."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, recording: Recording) -> None:
         super().__init__()
         for name, (result, arguments) in SIGNATURES.items():
             for full in [f"{name}_{s}" for s in SUFFIXES.values()] if name in TYPED else [name]:
                 function = library[f"penstock_{full}"]
                 function.restype, function.argtypes = result, arguments
                 self[full] = function
+                if name in RECORDABLE:
+                    self[full] = recordable(function, library[f"penstock_invoke_{full}"], recording)
+
+
+def recordable(function: Callable[..., None], invoke: Any, recording: Recording) -> Callable[..., None]:
+    """`function`, whose calls are written down while a recording runs."""
+    address = ctypes.cast(invoke, ctypes.c_void_p).value
+    assert address is not None
+
+    def call(*arguments: Any) -> None:
+        if recording.calls is not None:
+            recording.calls.append((address, arguments))
+        function(*arguments)
+
+    return call
 
 
 @functools.cache

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "gemm.h"
+#include "graph.h"
 #include "pool.h"
 
 namespace penstock {
@@ -87,8 +88,11 @@ void forward(const Linear &w, const typename Mode::element *x, long ldx, int row
             for (int b = first_block; b < last_block; ++b) {
                 const int first = blocks.begin(b), height = blocks.begin(b + 1) - first;
                 const long ldc = step * kPanel;
-                tiles<Mode, 0>(height, panels, packed_x + first * k_words, w.packed + p * k_words * kPanel, kPanel,
-                               k_words * kPanel, w.k_words, c, ldc, false);
+                const uint32_t *a = packed_x + first * k_words, *panel = w.packed + p * k_words * kPanel;
+                if (b == first_block)
+                    tiles<Mode, 0, true>(height, panels, a, panel, kPanel, k_words * kPanel, w.k_words, c, ldc, false);
+                else
+                    tiles<Mode, 0>(height, panels, a, panel, kPanel, k_words * kPanel, w.k_words, c, ldc, false);
                 for (int r = 0; r < height; ++r) {
                     auto *out = y + (first + r) * ldy + column;
                     each_vector(columns, [&](int i, int n) {
@@ -196,3 +200,6 @@ void penstock_linear_rows_f32(const void *linear, const int *ids, int count, flo
     });
 }
 }
+
+PENSTOCK_RECORDABLE(linear_bf16)
+PENSTOCK_RECORDABLE(linear_f32)

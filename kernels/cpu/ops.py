@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from ..interface import Linear
+from ..interface import Linear, Recorder
 from ..reference import TorchLinear, TorchOps
+from .graph import CpuRecorder
 from .library import SUFFIXES, Library
 
 # What is expected to run longer than some 50 microseconds gives the GIL back meanwhile.
@@ -77,6 +78,21 @@ class CpuOps:
         self._torch = TorchOps()
         self._quick = kernels_of(library.quick)
         self._long = kernels_of(library.long)
+
+    def recorder(self) -> Recorder | None:
+        """Of passes in bfloat16 and float32; what falls back to torch cannot be recorded."""
+        return CpuRecorder(self._library)
+
+    def embedding(self, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of table (V, H) at ids (T,) int32: (T, H). An id outside of the table gives zeros."""
+        assert ids.dtype == torch.int32
+        assert ids.is_contiguous()
+        assert table.is_contiguous()
+        rows, width = table.shape
+        out = torch.empty((len(ids), width), dtype=table.dtype)
+        call = (self._library.quick if out.numel() < LONG_PASS else self._library.long)["embedding"]
+        call(table.data_ptr(), rows, width * table.element_size(), ids.data_ptr(), len(ids), out.data_ptr())
+        return out
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         """Repack a weight (out, in); the caller should drop its own reference."""

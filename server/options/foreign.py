@@ -21,8 +21,6 @@ KNOWN = {
     "uvicorn-log-level": "is not supported: use --log-level",
     "distributed-executor-backend": ONE_DEVICE,
     "use-ray": ONE_DEVICE,
-    "enforce-eager": "is not supported yet, no CUDA graphs are captured: leave it out",
-    "disable-cuda-graph": "is not supported yet, no CUDA graphs are captured: leave it out",
     "quantization": "is not supported yet: serve an unquantised checkpoint and leave it out",
     "kv-cache-dtype": "is not supported yet, keys and values have the model's dtype: leave it out",
     "q": "is not supported yet: serve an unquantised checkpoint and leave it out",

@@ -83,6 +83,8 @@ def test_without_arguments_everything_has_its_default() -> None:
         ("--scheduling-policy priority", "scheduler", "scheduling_policy", "fcfs"),
         ("--no-async-scheduling", "scheduler", "async_scheduling", False),
         ("--disable-overlap-schedule", "scheduler", "async_scheduling", False),
+        ("--enforce-eager", "scheduler", "enforce_eager", True),
+        ("--disable-cuda-graph", "scheduler", "enforce_eager", True),
         ("--enable-prefix-caching", "cache", "enable_prefix_caching", True),
         ("--enable-prefix-caching=false", "cache", "enable_prefix_caching", False),
         ("--disable-radix-cache", "cache", "enable_prefix_caching", False),
