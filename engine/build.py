@@ -150,10 +150,12 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
         tasks=purpose.tasks,
         pooling=purpose.info,
     )
-    return Built(runner, scheduler_config(config, info, kv_groups), info)
+    return Built(runner, scheduler_config(config, choices, info, kv_groups), info)
 
 
-def scheduler_config(config: EngineConfig, info: EngineInfo, groups: tuple[KVGroup, ...]) -> SchedulerConfig:
+def scheduler_config(
+    config: EngineConfig, choices: Choices, info: EngineInfo, groups: tuple[KVGroup, ...]
+) -> SchedulerConfig:
     return SchedulerConfig(
         max_num_seqs=info.max_num_seqs,
         max_num_batched_tokens=info.max_num_batched_tokens,
@@ -163,6 +165,7 @@ def scheduler_config(config: EngineConfig, info: EngineInfo, groups: tuple[KVGro
         policy=config.scheduling_policy,
         enable_prefix_caching=config.enable_prefix_caching,
         max_num_queued_reqs=info.max_num_queued_reqs,
+        target_itl_ms=choices.target_itl_ms,
     )
 
 

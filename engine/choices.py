@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 
@@ -15,6 +16,10 @@ from .models.config import EncoderConfig, ModelConfig
 log = logging.getLogger(__name__)
 
 DEFAULT_BATCHED_TOKENS = 2048
+# A machine kept busy by prompts loses to a target what a step costs in itself, whatever is in it, over the target. On two
+# cores that is 8 of 100 ms for 0.6B parameters; half of the target loses twice that, twice the target gains a few per
+# cent and stalls twice as long (`python -m tools.bench.stall_free`). GPUs take a fraction of that for a step.
+DEFAULT_TARGET_ITL_MS = {"cpu": 100.0, "cuda": 50.0}
 QUEUED_PER_SEQUENCE = 8
 
 
@@ -27,6 +32,7 @@ class Choices:
     num_threads: int
     max_num_batched_tokens: int
     max_num_queued_reqs: int
+    target_itl_ms: float
 
 
 def choose(config: EngineConfig, model_config: ModelConfig | EncoderConfig) -> Choices:
@@ -48,13 +54,18 @@ def choose(config: EngineConfig, model_config: ModelConfig | EncoderConfig) -> C
             f"--max-num-batched-tokens {batched} is below --max-num-seqs {config.max_num_seqs}, and every running "
             "request takes a token of each step: raise the first or lower the second"
         )
-    queued = config.max_num_queued_reqs
+    queued, target = config.max_num_queued_reqs, config.target_itl_ms
+    if target is not None and not (target >= 0 and math.isfinite(target)):
+        raise ConfigurationError(
+            f"--target-itl-ms {target}: give a number of milliseconds, or 0 for no target"
+        )
     return Choices(
         device=device,
         dtype=dtype,
         num_threads=config.num_threads or len(os.sched_getaffinity(0)),
         max_num_batched_tokens=batched,
         max_num_queued_reqs=QUEUED_PER_SEQUENCE * config.max_num_seqs if queued is None else queued,
+        target_itl_ms=DEFAULT_TARGET_ITL_MS[device.type] if target is None else target,
     )
 
 

@@ -38,7 +38,7 @@ class GraphedForward:
         self._graphs: OrderedDict[int, Graph | None] = OrderedDict()  # None: seen once
 
     def __call__(self, batch: ForwardBatch) -> torch.Tensor:
-        """(T, hidden_size); of a pass of at most MAX_TOKENS good until the next one."""
+        """What `forward` returns, a recording the states of all tokens; good until the next pass."""
         count = len(batch.tokens)
         if self._recorder is None or count > MAX_TOKENS:
             return self._forward(batch)
@@ -52,7 +52,7 @@ class GraphedForward:
         positions.copy_(batch.positions)
         if graph is not None:
             return graph.replay()
-        fixed = dataclasses.replace(batch, tokens=tokens, positions=positions)
+        fixed = dataclasses.replace(batch, tokens=tokens, positions=positions, wanted=None)
         try:
             graph = self._recorder.record(lambda: self._forward(fixed))
         except NotRecordable as error:
@@ -60,7 +60,7 @@ class GraphedForward:
             self._recorder = None
             return self._forward(batch)
         self._remember(count, graph)
-        return graph.replay()
+        return graph.result
 
     def _remember(self, count: int, graph: Graph | None) -> None:
         self._graphs[count] = graph

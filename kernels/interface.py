@@ -32,6 +32,8 @@ class NotRecordable(Exception):
 class Graph(Protocol):
     """A recorded pass."""
 
+    result: torch.Tensor  # of the recording, then of the latest replay
+
     def replay(self) -> torch.Tensor:
         """Do it again on what its inputs hold now. The result is good until the next replay of any recording."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .groups import KVGroup
+from .kv_cache import KVCache
 from .messages import Policy
+from .requests import Request
 
 
 class QueueFull(Exception):
@@ -33,7 +36,8 @@ class SchedulerConfig:
     """`max_num_batched_tokens` bounds the tokens of one step and must hold a decode of every running request.
 
     A model without `groups` keeps nothing from one step to the next (an encoder): its prompts are not cut into chunks,
-    so a step must hold the longest, and requests end with their prompt.
+    so a step must hold the longest, and requests end with their prompt. `target_itl_ms` is how long a step that has
+    decodes should take at most (milliseconds): chunks of prefill are cut to it; 0 = as many tokens as the step holds.
     """
 
     max_num_seqs: int
@@ -44,6 +48,7 @@ class SchedulerConfig:
     policy: Policy = "fcfs"
     enable_prefix_caching: bool = True
     max_num_queued_reqs: int | None = None
+    target_itl_ms: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_model_len", "page_size"):
@@ -61,6 +66,10 @@ class SchedulerConfig:
             )
         if not self.groups and self.enable_prefix_caching:
             raise ValueError("enable_prefix_caching needs KV groups")
+        if not (self.target_itl_ms >= 0 and math.isfinite(self.target_itl_ms)):
+            raise ValueError(
+                f"target_itl_ms is {self.target_itl_ms}, it must be positive, or 0 for no target"
+            )
         for group in self.groups:
             if group.num_pages < 1 or (group.kind == "sliding") != (group.window is not None):
                 raise ValueError(
@@ -68,3 +77,27 @@ class SchedulerConfig:
                 )
             if group.window is not None and group.window < 1:
                 raise ValueError(f"{group}: window must be at least 1")
+
+
+def refuse_what_never_fits(request: Request, config: SchedulerConfig, kv: KVCache) -> None:
+    """Raises RequestTooLong for a request that breaks `max_model_len`, or even alone would not fit the page pools."""
+    longest = config.max_model_len
+    count, prompt = len(request.tokens), request.num_prompt_tokens
+    if count > longest or (prompt == longest and request.sampling.max_tokens > 0):
+        raise RequestTooLong(
+            f"the prompt has {prompt} tokens and {count - prompt} more are given, the context length is "
+            f"{longest} and must leave room for one more token",
+            count,
+            longest,
+        )
+    # the last token is drawn but never computed
+    positions = max(count, request.token_limit(longest) - 1)
+    for index, group in enumerate(config.groups):
+        pages = kv.needed(index, positions)
+        if pages > group.num_pages:
+            raise RequestTooLong(
+                f"{positions} positions need {pages} pages of {config.page_size} tokens, the KV cache has "
+                f"{group.num_pages} pages ({group.kind}): shorten the prompt or lower max_tokens",
+                positions,
+                group.num_pages * config.page_size,
+            )

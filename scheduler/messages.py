@@ -78,6 +78,7 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     max_num_seqs: int = 256
     max_num_batched_tokens: int | None = None
     max_num_queued_reqs: int | None = None
+    target_itl_ms: float | None = None  # 0 = off
     scheduling_policy: Policy = "fcfs"
     enable_prefix_caching: bool = True
     async_scheduling: bool = True  # one step in flight
@@ -310,7 +311,9 @@ class EngineLoad(Struct, frozen=True, kw_only=True):
     """Gauges now and counters since the engine started; the source of /metrics and /v1/loads.
 
     Tokens unless the name says otherwise. `kv_usage` is the share of pages held by live requests (0..1);
-    `cached_pages` are evictable. `iteration_tokens` counts steps per bucket of `ITERATION_TOKENS_BUCKETS` (+inf last).
+    `cached_pages` are evictable. Mixed steps have decodes and prefill; the late ones took longer than the target;
+    `mixed_expected_seconds` is what they were predicted to take. `iteration_tokens` counts steps per bucket of
+    `ITERATION_TOKENS_BUCKETS` (+inf last).
     """
 
     num_running: int = 0
@@ -328,6 +331,11 @@ class EngineLoad(Struct, frozen=True, kw_only=True):
     prefix_cache_hits: int = 0
     evicted_pages: int = 0
     num_preemptions: int = 0
+    mixed_steps: int = 0
+    mixed_steps_late: int = 0
+    mixed_prefill_tokens: int = 0
+    mixed_step_seconds: float = 0.0
+    mixed_expected_seconds: float = 0.0
     num_steps: int = 0
     step_seconds: float = 0.0  # device time summed over steps
     schedule_seconds: float = 0.0  # plan + commit, summed

@@ -41,7 +41,8 @@ class StepPlan:
     Row i computes positions starts[i] .. starts[i]+lens[i]-1 of the request in slots[i]; the input token of each
     position is read from the device's token buffer, where earlier steps (perhaps one still in flight) wrote it.
     Where sample[i], the token after the row's last position is drawn, written to the device's token buffer and
-    returned. Apply `inits` and `pages` before running.
+    returned. Apply `inits` and `pages` before running. `expected_seconds` is what the scheduler expects a step with
+    prefill to take, 0 where it has no opinion.
     """
 
     step: int
@@ -53,6 +54,7 @@ class StepPlan:
     num_tokens: int
     inits: list[SlotInit] = field(default_factory=list)
     pages: list[PageUpdates] = field(default_factory=list)  # one per KV group
+    expected_seconds: float = 0.0
 
 
 @dataclass(slots=True)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 
 from .arrays import Bool, Int32
+from .counters import Counters
 from .kv_cache import Hit, KVCache
 from .kv_events import KVEventLog, KVEventPublisher
-from .limits import QueueFull, RequestTooLong, SchedulerConfig
+from .limits import QueueFull, RequestTooLong, SchedulerConfig, refuse_what_never_fits
 from .messages import EngineLoad, FinishReason
 from .outcome import StepOutcome, undelivered_scores
 from .plan import RowLogprobs, SlotInit, StepPlan, StepResult
 from .policies import POLICIES
+from .prefill_budget import PrefillBudget, StallFree
 from .requests import Request, State
 from .slots import Phase, SlotTable
 from .waiting import WaitingQueue
@@ -23,18 +24,6 @@ __all__ = ["QueueFull", "RequestTooLong", "Scheduler", "SchedulerConfig", "StepO
 
 MAX_FAILURES = 3
 _MAX_RESTING_SLOTS = 64
-
-
-@dataclass(slots=True)
-class _Counters:
-    """Since the scheduler was made; names as in `messages.EngineLoad`."""
-
-    prompt_tokens: int = 0
-    generation_tokens: int = 0
-    cached_prompt_tokens: int = 0
-    prefix_cache_queries: int = 0
-    prefix_cache_hits: int = 0
-    num_preemptions: int = 0
 
 
 class Scheduler:
@@ -65,7 +54,8 @@ class Scheduler:
         self._in_flight: deque[StepPlan] = deque()
         self._next_step = 0
         self._next_sequence = 0
-        self._counters = _Counters()
+        self._counters = Counters()
+        self._stall_free = StallFree(config.target_itl_ms / 1000)
 
     # ---------------------------------------------------------------------------------------------------- requests
 
@@ -81,7 +71,7 @@ class Scheduler:
             RequestTooLong: it breaks `max_model_len`, or even alone it would not fit the page pools.
             QueueFull: `max_num_queued_reqs` requests wait already.
         """
-        self._refuse_what_never_fits(request)
+        refuse_what_never_fits(request, self.config, self._kv)
         bound, waiting = self.config.max_num_queued_reqs, self._waiting.num_new + num_held
         if bound is not None and waiting >= bound:
             raise QueueFull(waiting, bound)
@@ -108,41 +98,23 @@ class Scheduler:
         """Whether anything waits, runs or is in flight."""
         return bool(len(self._waiting) or self._num_running or self._in_flight)
 
-    def _refuse_what_never_fits(self, request: Request) -> None:
-        longest = self.config.max_model_len
-        count, prompt = len(request.tokens), request.num_prompt_tokens
-        if count > longest or (prompt == longest and request.sampling.max_tokens > 0):
-            raise RequestTooLong(
-                f"the prompt has {prompt} tokens and {count - prompt} more are given, the context length is "
-                f"{longest} and must leave room for one more token",
-                count,
-                longest,
-            )
-        # the last token is drawn but never computed
-        positions = max(count, request.token_limit(longest) - 1)
-        for index, group in enumerate(self.config.groups):
-            pages = self._kv.needed(index, positions)
-            if pages > group.num_pages:
-                raise RequestTooLong(
-                    f"{positions} positions need {pages} pages of {self.config.page_size} tokens, the KV cache has "
-                    f"{group.num_pages} pages ({group.kind}): shorten the prompt or lower max_tokens",
-                    positions,
-                    group.num_pages * self.config.page_size,
-                )
-
     # -------------------------------------------------------------------------------------------------------- plan
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when nothing can run before a commit or an `add`.
 
         Decodes first; then prefills that have begun, in order of rank; then new requests as the policy picks them.
+        Beside decodes, prefill gets as much as the target of the step's time leaves.
         """
         preempted_before = self._counters.num_preemptions
         slots, starts = self._plan_decodes()
-        chunks, budget = self._plan_prefills(self.config.max_num_batched_tokens - slots.size)
+        chunks: list[tuple[int, int, int]] = []
         inits: list[SlotInit] = []
-        if self._counters.num_preemptions == preempted_before:
-            inits = self._plan_admissions(chunks, budget, now)
+        if self._prefills or len(self._waiting):
+            budget = self._stall_free.budget(self.config.max_num_batched_tokens, starts)
+            self._plan_prefills(chunks, budget)
+            if self._counters.num_preemptions == preempted_before:
+                inits = self._plan_admissions(chunks, budget, now)
         if not slots.size and not chunks:
             if self._in_flight or not self._num_running:
                 return None
@@ -200,25 +172,24 @@ class Scheduler:
                 return slots[keep], starts[keep]
             self._preempt(self._last_in_rank())
 
-    def _plan_prefills(self, budget: int) -> tuple[list[tuple[int, int, int]], int]:
-        """Chunks (slot, start, length) of the prefills that have begun, and the tokens left in the budget."""
-        chunks: list[tuple[int, int, int]] = []
+    def _plan_prefills(self, chunks: list[tuple[int, int, int]], budget: PrefillBudget) -> None:
+        """Append chunks (slot, start, length) of the prefills that have begun."""
         for slot in list(self._prefills):
-            if budget <= 0:
+            if budget.spent:
                 break
-            budget -= self._plan_chunk(slot, budget, chunks)
-        return chunks, budget
+            self._plan_chunk(slot, chunks, budget)
 
-    def _plan_chunk(self, slot: int, budget: int, chunks: list[tuple[int, int, int]]) -> int:
+    def _plan_chunk(self, slot: int, chunks: list[tuple[int, int, int]], budget: PrefillBudget) -> int:
         """Plan as much of the slot's prefill as budget and pages allow; returns the tokens planned."""
         state, kv, page_size = self._slots, self._kv, self.config.page_size
         start, known = int(state.computed[slot]), int(state.known[slot])
         if kv.sliding:
             kv.give_back(np.array([slot], np.int32), np.array([start], np.int32))
         room = (kv.pages_for(start) + kv.available()) * page_size - start
-        length = min(known - start, budget, room)
+        length = min(budget.chunk(start, known - start), room)
         if length <= 0:
             return 0
+        budget.take(start, length)
         end = start + length
         kv.grow(slot, start, end)
         state.computed[slot] = end
@@ -231,17 +202,19 @@ class Scheduler:
             state.move(slot, Phase.DECODE if known <= state.limit[slot] - 2 else Phase.DRAIN)
         return length
 
-    def _plan_admissions(self, chunks: list[tuple[int, int, int]], budget: int, now: float) -> list[SlotInit]:
+    def _plan_admissions(
+        self, chunks: list[tuple[int, int, int]], budget: PrefillBudget, now: float
+    ) -> list[SlotInit]:
         """Admit waiting requests while budget, slots and pages last; appends their chunks."""
         inits: list[SlotInit] = []
         while (
-            budget > 0
+            not budget.spent
             and len(self._waiting)
             and self._num_running < self.config.max_num_seqs
             and self._slots.num_free
         ):
             request = self._pick(self._waiting, self._cached_tokens)
-            if not self.config.groups and len(request.tokens) > budget:
+            if not self.config.groups and len(request.tokens) > budget.tokens:
                 break
             spare = self._spare_pages()
             if self._kv.surely_short(request, spare):
@@ -249,11 +222,12 @@ class Scheduler:
             hit = self._kv.hit(request)
             if self._kv.shortage(hit, len(request.tokens), self.config.max_num_batched_tokens, spare):
                 break
+            if not budget.chunk(hit.num_tokens, len(request.tokens) - hit.num_tokens):
+                break
             slot = self._admit(request, hit, now)
             inits.append(SlotInit(slot, request))
-            planned = self._plan_chunk(slot, budget, chunks)
+            planned = self._plan_chunk(slot, chunks, budget)
             assert planned > 0, "an admitted request found no page"
-            budget -= planned
         return inits
 
     def _cached_tokens(self, request: Request) -> int:
@@ -314,7 +288,7 @@ class Scheduler:
         self._next_step += 1
         if self._log is not None:
             self._log.planned(step)
-        return StepPlan(
+        plan = StepPlan(
             step=step,
             slots=slots,
             starts=starts,
@@ -325,6 +299,8 @@ class Scheduler:
             inits=inits,
             pages=self._kv.updates(),
         )
+        plan.expected_seconds = self._stall_free.expect(plan)
+        return plan
 
     # ------------------------------------------------------------------------------------------------------ commit
 
@@ -336,6 +312,9 @@ class Scheduler:
             "every sampled row brings one token, the others none"
         )
         state = self._slots
+        self._stall_free.observe(plan, result.device_seconds)
+        if 0 < plan.num_decode_rows < plan.slots.size:
+            self._counters.mixed_step(plan, result.device_seconds, self._stall_free.target_s)
         ended = self._end_rows(plan, result.ended)
         live: Bool = state.phase[plan.slots] != Phase.FREE
         drawn = live & plan.sample
@@ -490,24 +469,20 @@ class Scheduler:
     def load(self) -> EngineLoad:
         """Gauges and counters this scheduler knows. With several KV groups, pages are summed over them and
         `kv_usage` is that of the fullest."""
-        pools, counters = self._kv.pools, self._counters
+        pools = self._kv.pools
         waiting = self._waiting.num_tokens
-        return EngineLoad(
-            num_running=self._num_running,
-            num_waiting=len(self._waiting),
-            kv_usage=max((pool.num_held / pool.num_pages for pool in pools), default=0.0),
-            held_pages=sum(pool.num_held for pool in pools),
-            cached_pages=sum(pool.num_cached for pool in pools),
-            free_pages=sum(pool.num_free for pool in pools),
-            in_flight_tokens=waiting + int(self._slots.known[self._slots.phase != Phase.FREE].sum()),
-            waiting_tokens=waiting,
-            prompt_tokens=counters.prompt_tokens,
-            generation_tokens=counters.generation_tokens,
-            cached_prompt_tokens=counters.cached_prompt_tokens,
-            prefix_cache_queries=counters.prefix_cache_queries,
-            prefix_cache_hits=counters.prefix_cache_hits,
-            evicted_pages=self._kv.tree.num_evicted,
-            num_preemptions=counters.num_preemptions,
+        return self._counters.fill(
+            EngineLoad(
+                num_running=self._num_running,
+                num_waiting=len(self._waiting),
+                kv_usage=max((pool.num_held / pool.num_pages for pool in pools), default=0.0),
+                held_pages=sum(pool.num_held for pool in pools),
+                cached_pages=sum(pool.num_cached for pool in pools),
+                free_pages=sum(pool.num_free for pool in pools),
+                in_flight_tokens=waiting + int(self._slots.known[self._slots.phase != Phase.FREE].sum()),
+                waiting_tokens=waiting,
+                evicted_pages=self._kv.tree.num_evicted,
+            )
         )
 
     def check(self) -> None:

@@ -245,6 +245,16 @@ class SchedulerOptions(Group, frozen=True):
             read=count,
         ),
     ] = None
+    target_itl_ms: Annotated[
+        Annotated[float, Meta(ge=0, le=60_000)] | None,
+        Option(
+            "Milliseconds that a step should take at most while anything decodes: prompts are computed in chunks that are "
+            "predicted to fit, so that running streams do not stall; but a step may always take twice as long as its "
+            "decodes alone. Low targets cost throughput. 0 = as many tokens as a step holds. Default: 100 on a CPU, 50 "
+            "on a GPU.",
+            metavar="MS",
+        ),
+    ] = None
     max_num_queued_reqs: Annotated[
         Positive | None,
         Option(

@@ -167,6 +167,7 @@ def engine_config(
         max_num_seqs=scheduler.max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens,
         max_num_queued_reqs=scheduler.max_num_queued_reqs,
+        target_itl_ms=scheduler.target_itl_ms,
         scheduling_policy=scheduler.scheduling_policy,
         enable_prefix_caching=cache.enable_prefix_caching,
         async_scheduling=scheduler.async_scheduling,

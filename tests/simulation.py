@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict, deque
+from collections.abc import Callable
 
 import numpy as np
 from fake_device import FakeDevice
@@ -95,13 +96,23 @@ def tree_blocks(scheduler: Scheduler) -> set[tuple[int, int]]:
 
 
 class Simulation:
-    """`step` plans, launches and, once `lag` steps are in flight besides, commits; `outputs` gathers the tokens."""
+    """`step` plans, launches and, once `lag` steps are in flight besides, commits; `outputs` gathers the tokens.
 
-    def __init__(self, config: SchedulerConfig, lag: int = 0, events: bool = False) -> None:
+    `seconds` is what the device says a plan took.
+    """
+
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        lag: int = 0,
+        events: bool = False,
+        seconds: Callable[[StepPlan], float] = lambda plan: 0.0,
+    ) -> None:
         self.mirror = EventMirror() if events else None
         self.scheduler = Scheduler(config, self.mirror)
         self.device = FakeDevice.of(self.scheduler)
         self.lag = lag
+        self.seconds = seconds
         self.now = 0.0
         self.in_flight: deque[tuple[StepPlan, StepResult]] = deque()
         self.plans: list[StepPlan] = []
@@ -128,7 +139,9 @@ class Simulation:
         if plan is not None:
             self._check_plan(plan)
             self.plans.append(plan)
-            self.in_flight.append((plan, self.device.run(plan)))
+            result = self.device.run(plan)
+            result.device_seconds = self.seconds(plan)
+            self.in_flight.append((plan, result))
         return plan
 
     def commit(self) -> StepOutcome:

@@ -56,7 +56,7 @@ class CpuGraph:
 
     def __init__(self, library: Library, calls: Sequence[Call], result: torch.Tensor) -> None:
         self.num_calls = len(calls)
-        self._result = result
+        self.result = result
         self._run = library.long["graph_run"]
         self._words = np.array([words_of(call) for call in calls], np.int64)  # struct RecordedCall of graph.h
         self._at = self._words.ctypes.data
@@ -64,7 +64,7 @@ class CpuGraph:
     def replay(self) -> torch.Tensor:
         """Do it again on what its inputs hold now: the tensor that `work` returned, until the next replay of any."""
         self._run(self._at, self.num_calls)
-        return self._result
+        return self.result
 
 
 def words_of(call: Call) -> list[int]:
@@ -84,13 +84,18 @@ def word_of(argument: float | None) -> int:
     return argument
 
 
-class Allocations(TorchDispatchMode):
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """New tensors lie in `blocks` (which grows as need be), views pass, everything else raises NotRecordable."""
 
     def __init__(self, blocks: list[Bytes]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._blocks = blocks
         self._free = [(index, 0, len(block)) for index, block in enumerate(blocks)]  # (block, begin, end)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No, nothing compiles here: torch would import its compiler, which takes seconds, only to switch it off."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

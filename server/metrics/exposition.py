@@ -38,6 +38,11 @@ ENGINE_COUNTERS = (
     ("penstock:steps", "Steps of the engine.", "num_steps"),
     ("penstock:step_seconds", "Device time of all steps.", "step_seconds"),
     ("penstock:schedule_seconds", "Scheduler time of all steps.", "schedule_seconds"),
+    ("penstock:mixed_steps", "Steps with decodes and prefill.", "mixed_steps"),
+    ("penstock:mixed_steps_late", "Those that took longer than --target-itl-ms.", "mixed_steps_late"),
+    ("penstock:mixed_prefill_tokens", "Prefill tokens in those steps.", "mixed_prefill_tokens"),
+    ("penstock:mixed_step_seconds", "Device time of those steps.", "mixed_step_seconds"),
+    ("penstock:mixed_expected_seconds", "Device time predicted for those steps.", "mixed_expected_seconds"),
 )
 CACHE_FIELDS = ("cached_prompt_tokens", "prompt_tokens")
 REPLICA_STATES = ("starting", "loading", "ready", "draining", "failed")

@@ -64,6 +64,10 @@ def capacity_contradictions(config: ServeConfig) -> Iterator[str]:
             f"--max-num-batched-tokens {budget}: every running request needs one token of each step, "
             f"and --max-num-seqs is {scheduler.max_num_seqs}: raise the first or lower the second"
         )
+    if scheduler.target_itl_ms and config.model.runner == "pooling":
+        yield (
+            f"--target-itl-ms {scheduler.target_itl_ms:g}: nothing decodes with --runner pooling: leave one of them out"
+        )
     pages = cache.num_gpu_blocks_override
     tokens = pages * cache.block_size if pages is not None else cache.max_total_tokens
     if tokens is not None and longest is not None and tokens < longest:

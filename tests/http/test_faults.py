@@ -390,7 +390,9 @@ def test_two_processes_share_a_socket_and_their_numbers(tmp_path: Path) -> None:
         supervisors = [FakeSupervisor(endpoint) for endpoint in endpoints]
         try:
             assert {supervisor.serving().frontend_id for supervisor in supervisors} == {0, 1}
-            engine.report(num_running=3, prefix_cache_queries=10, prefix_cache_hits=4)
+            engine.report(
+                num_running=3, prefix_cache_queries=10, prefix_cache_hits=4, mixed_expected_seconds=1.5
+            )
             for _ in range(40):  # each on its own connection: the kernel spreads them
                 assert httpx.post(url + TEXT, json=body(max_tokens=3)).status_code == 200
             assert len({path.name for path in cells.iterdir()}) == 2
@@ -402,6 +404,7 @@ def test_two_processes_share_a_socket_and_their_numbers(tmp_path: Path) -> None:
                     assert metric(client, "vllm:generation_tokens_total") == 120
                     assert metric(client, "vllm:num_requests_running") == 3
                     assert metric(client, "vllm:prefix_cache_hits_total") == 4
+                    assert metric(client, "penstock:mixed_expected_seconds_total") == 1.5
                     assert metric(client, "vllm:inter_token_latency_seconds_count") <= 80
             for process in processes:
                 process.send_signal(signal.SIGTERM)

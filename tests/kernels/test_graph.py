@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -87,6 +89,20 @@ def test_recordings_of_other_sizes_share_memory_and_do_not_disturb_each_other(
         graphs = {tokens: recorder.record(lambda at=at: work(*at)) for tokens, at in kept.items()}
         for tokens in (1, 200, 3, 64, 200, 1):
             assert torch.equal(graphs[tokens].replay(), work(*kept[tokens]))
+
+
+def test_recording_does_not_load_the_compiler_of_torch(library: Library) -> None:
+    """It takes seconds, and would be loaded while a request waits."""
+    script = (
+        "import sys, torch\n"
+        "from penstock.kernels.cpu.library import load\n"
+        "from penstock.kernels.cpu.ops import CpuOps\n"
+        "ops = CpuOps(load())\n"
+        "linear, x = ops.linear(torch.eye(4)), torch.ones(2, 4)\n"
+        "ops.recorder().record(lambda: linear(x).view(-1))\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 def test_memory_of_dead_tensors_is_used_again_within_a_recording(ops: CpuOps, recorder: CpuRecorder) -> None:

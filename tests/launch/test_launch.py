@@ -80,7 +80,7 @@ def another_value(field: Field) -> Any:
             default = field.default or 0
             return default // 2 if default > 1 else default + 64
         case "float":
-            return field.default / 2
+            return (field.default or 1.0) / 2
         case _:
             return "/other"
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from unittest.mock import patch
 
 from fake_device import VOCAB, mix, run_alone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from penstock.scheduler import prefill_budget
 from penstock.scheduler.groups import KVGroup
 from penstock.scheduler.requests import Request, State
 from penstock.scheduler.scheduler import RequestTooLong
@@ -123,6 +125,8 @@ def never_fits(simulation: Simulation, request: Request) -> bool:
     lag=st.integers(0, 2),
     policy=st.sampled_from(["fcfs", "lpm", "wspt"]),
     caching=st.sampled_from([True, True, True, False]),
+    target_ms=st.sampled_from([0.0, 4.0, 20.0]),
+    min_chunk=st.sampled_from([1, 3, 16]),
 )
 def test_every_request_ends_as_it_would_alone_and_no_page_is_lost(
     arrivals: list[Arrival],
@@ -133,6 +137,8 @@ def test_every_request_ends_as_it_would_alone_and_no_page_is_lost(
     lag: int,
     policy: str,
     caching: bool,
+    target_ms: float,
+    min_chunk: int,
 ) -> None:
     groups = build_groups(pools, page_size)
     config = make_config(
@@ -143,8 +149,9 @@ def test_every_request_ends_as_it_would_alone_and_no_page_is_lost(
         max_model_len=MAX_MODEL_LEN,
         policy=policy,
         enable_prefix_caching=caching,
+        target_itl_ms=target_ms,
     )
-    simulation = Simulation(config, lag, events=True)
+    simulation = Simulation(config, lag, events=True, seconds=lambda plan: 1e-3 * (2 + plan.num_tokens))
     todo = sorted(enumerate(arrivals), key=lambda pair: pair[1].step)
     aborts: dict[int, list[Request]] = {}
     taken: list[tuple[Request, list[int]]] = []
@@ -166,7 +173,8 @@ def test_every_request_ends_as_it_would_alone_and_no_page_is_lost(
                 aborts.setdefault(step + arrival.abort_after, []).append(request)
         for request in aborts.pop(step, []):
             simulation.abort(request)
-        simulation.step()
+        with patch.object(prefill_budget, "MIN_CHUNK", min_chunk):
+            simulation.step()
         step += 1
         assert step < 3000, "no progress"
 

@@ -241,6 +241,8 @@ def test_a_request_that_needs_every_page_runs() -> None:
     ("changes", "message"),
     [
         ({"max_num_batched_tokens": 4}, "max_num_batched_tokens 4 is below max_num_seqs 8"),
+        ({"target_itl_ms": -5.0}, "target_itl_ms is -5.0"),
+        ({"target_itl_ms": float("nan")}, "target_itl_ms is nan"),
         ({"page_size": 0}, "page_size is 0"),
         ({"groups": ()}, "without KV groups a prompt is computed in one step"),
         ({"groups": (), "max_num_batched_tokens": 10_000}, "enable_prefix_caching needs KV groups"),
