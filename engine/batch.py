@@ -22,6 +22,7 @@ class ForwardBatch:
     positions: torch.Tensor  # (T,) int32
     attention: list[AttentionBatch]  # one per KV group
     kv: list[tuple[torch.Tensor, torch.Tensor]]  # k_pages, v_pages of each layer
+    wanted: torch.Tensor | None = None  # (R,) int64, the tokens whose final states are used; None = all
 
 
 class BatchBuilder:

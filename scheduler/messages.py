@@ -57,7 +57,7 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """
 
     engine_id: int = 0
-    incarnation: int = 0  # new at every start; 0 = the engine takes the time
+    incarnation: int = 0  # time.time_ns() of this start of its process; 0 = the engine takes the time
     frontends: list[str] = []  # ZMQ endpoints of the front ends, index = front end id
     model_dir: str
     tokenizer_dir: str | None = None  # of the tokenizer.json without which no grammar can be used

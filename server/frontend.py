@@ -23,6 +23,7 @@ from .http.app import build_app
 from .http.server import HttpServer, inherited_socket
 from .logs import set_up_logging
 from .metrics.exposition import Exposition
+from .metrics.loop_lag import LoopLag
 from .metrics.processes import FamilyUsage
 from .metrics.stats_line import StatsLine
 from .requests.sequence import Failure
@@ -43,7 +44,7 @@ class FrontEnd:
         config = services.config
         self._services = services
         self._listening = listening
-        self._startup = {"front_end": time.monotonic() - began}
+        startup = self._startup = {"front_end": time.monotonic() - began}
         exposition = Exposition(
             metrics=services.metrics,
             link=services.link,
@@ -55,10 +56,13 @@ class FrontEnd:
 
         def on_status(status: EngineStatus) -> None:
             exposition.on_status(status)
+            if status.state == "ready" and config.command_began_ns is not None:
+                startup.setdefault("total", (time.time_ns() - config.command_began_ns) / 1e9)
             if stats is not None:
                 stats.on_status(status)
 
         services.link.on_status = on_status
+        self._loop_lag = LoopLag(services.metrics, lambda: services.link.num_outstanding > 0)
         self._http = HttpServer(
             build_app(services, exposition),
             limits=config.limits,
@@ -73,6 +77,7 @@ class FrontEnd:
         link, router = self._services.link, self._services.router
         link.open()
         router.open()
+        self._loop_lag.open()
         await self._services.background.open()
         try:
             serving = asyncio.create_task(self._http.serve(sockets=[self._listening]))
@@ -82,6 +87,7 @@ class FrontEnd:
             await serving
         finally:
             await self._services.background.close()
+            self._loop_lag.close()
             link.close()
             router.close()
             self._services.tokenizer.close()
@@ -114,9 +120,9 @@ async def serve(services: Services, listening: socket.socket, began: float) -> N
 
 
 def main() -> None:
-    began = time.monotonic()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
     config = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=FrontEndConfig)
+    began = time.monotonic() - (time.time_ns() - config.incarnation) / 1e9  # the interpreter's start included
     set_up_logging(f"front end {config.frontend_id}", config.log_level)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:

@@ -21,7 +21,8 @@ class FrontEndConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     frontend_id: int
-    incarnation: int  # new at every start of a front-end process; goes into `Hello`
+    incarnation: int  # time.time_ns() of this start of the process; goes into `Hello`
+    command_began_ns: int | None = None  # the same of the command, at the family's first start
     num_frontends: int
     listen_fd: int  # inherited listening socket, TCP or Unix, shared by all front ends
     endpoint: str  # where the ROUTER binds: ipc://...

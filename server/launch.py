@@ -90,6 +90,7 @@ def describe_family(config: ServeConfig, files: ModelFiles, directory: Path, lis
     endpoints = [f"ipc://{directory}/frontend-{index}" for index in range(count)]
     multiprocess_dir = directory / "metrics"
     cache_salt_secret = secrets.token_hex(32)
+    began_ns = time.time_ns() - int(seconds_since_start() * 1e9)
     if count > 1:
         multiprocess_dir.mkdir()
 
@@ -98,18 +99,20 @@ def describe_family(config: ServeConfig, files: ModelFiles, directory: Path, lis
         return python_module("penstock.engine", write(directory / "engine-0.json", told))
 
     def frontend_command(index: int, incarnation: int) -> list[str]:
+        path = directory / f"frontend-{index}.json"
         told = frontend_config(
             config,
             files,
             frontend_id=index,
             incarnation=incarnation,
+            command_began_ns=None if path.exists() else began_ns,
             listen_fd=listen_fd,
             endpoint=endpoints[index],
             multiprocess_dir=str(multiprocess_dir) if count > 1 else None,
             responses_dir=str(directory / "responses"),
             cache_salt_secret=cache_salt_secret,
         )
-        return python_module("penstock.server.frontend", write(directory / f"frontend-{index}.json", told))
+        return python_module("penstock.server.frontend", write(path, told))
 
     def grammar_command(incarnation: int) -> list[str]:
         told = grammar_config(config, files, endpoints, incarnation)
@@ -201,6 +204,7 @@ def frontend_config(
     *,
     frontend_id: int,
     incarnation: int,
+    command_began_ns: int | None,
     listen_fd: int,
     endpoint: str,
     multiprocess_dir: str | None,
@@ -211,6 +215,7 @@ def frontend_config(
     return FrontEndConfig(
         frontend_id=frontend_id,
         incarnation=incarnation,
+        command_began_ns=command_began_ns,
         num_frontends=server.api_workers,
         listen_fd=listen_fd,
         endpoint=endpoint,

@@ -14,7 +14,7 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from ...scheduler.messages import FinishReason
-from ..http.events import DONE, PING, EventStream
+from ..http.events import DONE, PING, WRITE, EventStream
 from ..metrics.catalogue import Metrics
 from ..parsing.events import CallArguments, CallStart, Content, Event, Reasoning, merged
 from ..requests.generation import ClientGone, Generation, GenerationFailed
@@ -26,7 +26,6 @@ from .logprobs import CompletionLogprobs
 from .protocol import GenerationRequest
 
 encode = msgspec.json.Encoder().encode
-RAW_SEND = "penstock.send"  # the server's own `send` in the ASGI scope: no middleware between an event and the socket
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -316,7 +315,6 @@ async def send_stream(
     generation: EventGeneration, scope: Scope, receive: Receive, send: Send, *, max_tokens: int
 ) -> None:
     """Run it and write its events. Status and headers wait for the first of them: a refusal is still a plain error."""
-    raw_send: Send = scope.get(RAW_SEND, send)
     events = generation.events
     try:
         async with generation.running(receive, max_tokens=max_tokens):
@@ -324,11 +322,11 @@ async def send_stream(
             generation.started = True
             generation.accepted()
             await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
-            events.write_through(raw_send)
+            events.write_through(scope.get(WRITE))
             while not events.ended:
-                await raw_send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": data, "more_body": True})
                 data = await events.read()
-            await raw_send({"type": "http.response.body", "body": data, "more_body": False})
+            await send({"type": "http.response.body", "body": data, "more_body": False})
     except GenerationFailed as error:
         raise from_failure(error.failure) from None
     except ClientGone:

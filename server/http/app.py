@@ -102,7 +102,6 @@ def build_app(services: Services, exposition: Exposition) -> ASGIApp:
         },
     )
     app.router.redirect_slashes = False
-    # The gate stands outside of Starlette's own middleware, so that the `send` it notes for streams is the server's.
     gated = Gate(
         app,
         link=services.link,

@@ -13,7 +13,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..api.caller import REQUEST_ID, speaks_anthropic
 from ..api.errors import ApiError, error_response, shown, unavailable
 from ..api.isolation import presented_key
-from ..api.streams import RAW_SEND
 from ..requests.generation import ClientGone
 from ..requests.link import EngineLink
 
@@ -49,7 +48,6 @@ class Gate:
             return
         request_id = own_id(scope) or secrets.token_hex(16)
         scope[REQUEST_ID] = request_id
-        scope[RAW_SEND] = send
         started = ended = False
 
         async def send_marked(message: Message) -> None:

@@ -27,6 +27,7 @@ ITL = (
 )
 RATE = (1, 2, 5, 10, 20, 30, 40, 50, 75, 100, 150, 200, 300, 400, 500, 750, 1000, 2000, 5000)
 COMPILE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 240)
+LAG = (0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 CHOICES = (1, 2, 5, 10, 20, 50, 100)
 MAX_PENDING_GAPS = 4096
 
@@ -105,6 +106,7 @@ HISTOGRAMS = (
     Histogram("vllm:request_generation_tokens", "Output tokens of a sequence.", TOKENS),
     Histogram("vllm:request_params_n", "Choices asked for.", CHOICES),
     Histogram("vllm:request_params_max_tokens", "max_tokens of a request.", TOKENS),
+    Histogram("penstock:event_loop_lag_seconds", "How late the event loop runs what is due.", LAG),
     Histogram("sglang:grammar_compilation_time_seconds", "Time to compile a grammar, per check.", COMPILE),
     Histogram("input_tokens_per_request", "Prompt tokens of a sequence.", TOKENS),
     Histogram("output_tokens_per_request", "Output tokens of a sequence.", TOKENS),

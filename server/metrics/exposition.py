@@ -184,7 +184,9 @@ class Exposition(Collector):
 
     def _startup_times(self, engines: list[Engine]) -> Family:
         times = GaugeMetricFamily(
-            "startup_time_seconds", "How long each phase of the start took.", labels=["phase"]
+            "startup_time_seconds",
+            "How long each phase of the start took; total: from the command to the first ready engine.",
+            labels=["phase"],
         )
         phases = dict(self._startup)
         for engine in engines:

@@ -16,7 +16,7 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 class Socket:
-    """An ASGI `send` that takes `room` events, then blocks until there is room again."""
+    """A server's `send` and `write` that take `room` events; then one blocks until there is room again, one refuses."""
 
     def __init__(self, room: int) -> None:
         self.sent = b""
@@ -30,13 +30,20 @@ class Socket:
         self.room -= 1
         self.sent += message["body"]
 
+    def write(self, data: bytes) -> bool:
+        if self.room == 0:
+            return False
+        self.room -= 1
+        self.sent += data
+        return True
+
     def make_room(self, room: int) -> None:
         self.room = room
         self.writable.set()
 
 
 async def reader(events: EventStream, sink: Socket) -> None:
-    events.write_through(sink.send)
+    events.write_through(sink.write)
     while not events.ended:
         await sink.send({"body": await events.read()})
 
@@ -99,6 +106,31 @@ def test_comments_come_only_after_silence() -> None:
         await reading
 
     run("uvloop", test)
+
+
+def test_an_event_of_a_served_stream_is_written_without_waking_a_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads = 0
+    read = EventStream.read
+
+    async def counted(self: EventStream) -> bytes:
+        nonlocal reads
+        reads += 1
+        return await read(self)
+
+    monkeypatch.setattr(EventStream, "read", counted)
+    with family() as served:
+        served.engine.script = served.ids("one two three four " * 10)
+        request = {"prompt": "Hi", "max_tokens": 30, "stream": True, "ignore_eos": True}
+        served.engine.allow(1)
+        with served.client.stream("POST", "/v1/completions", json=request) as answer:
+            lines = answer.iter_lines()
+            events = [next(lines)]
+            served.engine.allow(None)
+            events += [line for line in lines if line.startswith("data: ")]
+    assert len(events) == 30 + 2  # tokens, the finish reason, [DONE]
+    assert reads <= 4  # before the headers, at the end, and while the first event was still being sent
 
 
 def read_slowly(served: Family, request: dict) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ ELSEWHERE = {
     "uds": "test_listening",
     "engine_restart_limit": "test_supervisor",
     "engine_restart_window": "test_supervisor",
+    "enable_auto_tool_choice": "without effect, as its description says",
 }
 
 
@@ -53,7 +55,8 @@ def told(
         argv = spec.command(5)
         assert argv[-3:-1] == ["-m", "penstock.server.frontend"]
         assert spec.pass_fds == (9,)
-        frontends.append(msgspec.json.decode(Path(argv[-1]).read_bytes(), type=FrontEndConfig))
+        frontend = msgspec.json.decode(Path(argv[-1]).read_bytes(), type=FrontEndConfig)
+        frontends.append(msgspec.structs.replace(frontend, cache_salt_secret="", command_began_ns=None))
     (background,) = family.background
     grammar_argv = background.command(5)
     assert grammar_argv[-3:-1] == ["-m", "penstock.engine.grammar"]
@@ -127,6 +130,20 @@ def test_what_holds_keys_is_readable_by_its_owner_alone(files: ModelFiles, tmp_p
     config = parse(["--api-key", "secret"]).config
     told(config, files, tmp_path)
     assert stat.S_IMODE((tmp_path / "frontend-0.json").stat().st_mode) == 0o600
+
+
+def test_only_the_first_start_of_a_front_end_is_part_of_the_family_s_start(
+    files: ModelFiles, tmp_path: Path
+) -> None:
+    family = describe_family(ServeConfig(), files, tmp_path, listen_fd=9)
+    before = time.time_ns()
+    told = [
+        msgspec.json.decode(Path(family.frontends[0].command(start)[-1]).read_bytes(), type=FrontEndConfig)
+        for start in (5, 6)
+    ]
+    assert told[0].command_began_ns is not None
+    assert 0 < before - told[0].command_began_ns < 24 * 3600 * 1e9
+    assert told[1].command_began_ns is None
 
 
 def test_the_time_to_ready_counts_from_the_start_of_the_process() -> None:
