@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from ..scheduler.kv_publisher import start_publisher
 from ..scheduler.messages import EngineConfig
 from ..scheduler.scheduler import Scheduler
@@ -21,9 +23,14 @@ __all__ = ["ConfigurationError", "assemble"]
 
 
 def assemble(
-    config: EngineConfig, *, incarnation: int, link: FrontEndLink, progress: Callable[[str, float], None]
+    config: EngineConfig,
+    *,
+    incarnation: int,
+    link: FrontEndLink,
+    progress: Callable[[str, float], None],
+    imports_s: float,
 ) -> EngineCore:
-    """A loaded and warm engine, ready to `run`.
+    """A loaded and warm engine, ready to `run`; `imports_s` is how long its process took to come here.
 
     Raises ConfigurationError with one line for the user when options, checkpoint and machine do not go together.
     """
@@ -42,7 +49,7 @@ def assemble(
     return EngineCore(
         engine_id=config.engine_id,
         incarnation=incarnation,
-        info=built.info,
+        info=replace(built.info, startup_seconds={"imports": imports_s, **built.info.startup_seconds}),
         link=link,
         scheduler=scheduler,
         runner=built.runner,

@@ -81,7 +81,7 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
     thread = DeviceThread()
     try:
         with phase("kernels", "loading kernels"):
-            ops = thread.submit(load_ops, config.attention_backend, choices).result()
+            ops = thread.submit(load_ops, config.attention_backend, choices, progress).result()
         with phase("weights", "loading weights"):
             groups = kv_pool.group_layers(model_config, max_model_len)
             attention = [
@@ -145,6 +145,7 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
         device=str(choices.device),
         attention_backend=attention[0].name,
         weight_bytes=weight_bytes,
+        quantization=config.quantization,
         kv_cache_bytes=sum(count * size for count, size in zip(pages, need.page_bytes, strict=True)),
         startup_seconds=seconds,
         tasks=purpose.tasks,

@@ -61,7 +61,7 @@ def create_encoder_runner(
     thread = DeviceThread()
     try:
         with phase("kernels", "loading kernels"):
-            ops = thread.submit(load_ops, config.attention_backend, choices).result()
+            ops = thread.submit(load_ops, config.attention_backend, choices, progress).result()
             attention = select_bidirectional(config.attention_backend, choices.device)
         with phase("weights", "loading weights"):
             model, weight_bytes = thread.submit(
@@ -100,6 +100,7 @@ def create_encoder_runner(
         device=str(choices.device),
         attention_backend=attention.name,
         weight_bytes=weight_bytes,
+        quantization=config.quantization,
         kv_cache_bytes=0,
         startup_seconds=seconds,
         tasks=purpose.tasks,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..kernels.quantization import Quantization
 from ..scheduler.messages import EngineConfig
 from .errors import ConfigurationError
 from .models.config import EncoderConfig, ModelConfig
@@ -16,10 +17,10 @@ from .models.config import EncoderConfig, ModelConfig
 log = logging.getLogger(__name__)
 
 DEFAULT_BATCHED_TOKENS = 2048
-# A machine kept busy by prompts loses to a target what a step costs in itself, whatever is in it, over the target. On two
-# cores that is 8 of 100 ms for 0.6B parameters; half of the target loses twice that, twice the target gains a few per
-# cent and stalls twice as long (`python -m tools.bench.stall_free`). GPUs take a fraction of that for a step.
-DEFAULT_TARGET_ITL_MS = {"cpu": 100.0, "cuda": 50.0}
+# A target costs a machine kept busy by prompts: each step reads the weights anew, and requests that came together end
+# apart. On two cores with 0.6B parameters (30 to 40 ms to read them), 16 requests at once: 100 ms lost 10 % of the
+# throughput, 200 ms 5 %, 350 ms nothing (docs/performance.md). GPUs take a fraction of that for a step.
+DEFAULT_TARGET_ITL_MS = {"cpu": 250.0, "cuda": 50.0}
 QUEUED_PER_SEQUENCE = 8
 
 
@@ -29,6 +30,7 @@ class Choices:
 
     device: torch.device
     dtype: torch.dtype
+    quantization: Quantization | None
     num_threads: int
     max_num_batched_tokens: int
     max_num_queued_reqs: int
@@ -62,6 +64,7 @@ def choose(config: EngineConfig, model_config: ModelConfig | EncoderConfig) -> C
     return Choices(
         device=device,
         dtype=dtype,
+        quantization=choose_quantization(config, device, dtype),
         num_threads=config.num_threads or len(os.sched_getaffinity(0)),
         max_num_batched_tokens=batched,
         max_num_queued_reqs=QUEUED_PER_SEQUENCE * config.max_num_seqs if queued is None else queued,
@@ -94,6 +97,22 @@ def choose_dtype(
         )
         own = "bfloat16"
     return torch_dtype(own)
+
+
+def choose_quantization(
+    config: EngineConfig, device: torch.device, dtype: torch.dtype
+) -> Quantization | None:
+    """What becomes of the linear layers' weights, if anything."""
+    if config.quantization is None:
+        return None
+    asked = f"--quantization {config.quantization}"
+    if device.type != "cpu":
+        raise ConfigurationError(f"{asked} works on CPUs alone so far: leave it out, or use --device cpu")
+    if dtype == torch.float16:
+        raise ConfigurationError(
+            f"{asked} computes in bfloat16 or float32, not in float16: set --dtype to one of them"
+        )
+    return Quantization(config.quantization)
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..kernels.sampling.interface import Sampling
+from ..scheduler.arrays import Int32
 from ..scheduler.plan import RowLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of n tokens: logprobs float32 (n,), ranks (n,) 1-based, the k best ids and their logprobs (n, k)."""
+    """Of n tokens: logprobs float32 (n,), ranks int32 (n,) from 1, the k best ids and their logprobs (n, k)."""
 
     token_ids: torch.Tensor
     logprobs: torch.Tensor
@@ -33,19 +35,12 @@ class Scores:
         )
 
 
-def score(logits: torch.Tensor, token_ids: torch.Tensor, k: int) -> Scores:
-    """logits (n, vocab_size) of any float dtype, token_ids (n,): how likely each was, and the k best instead."""
-    logits = logits.float()
-    normaliser = logits.logsumexp(-1, keepdim=True)
-    chosen = logits.gather(-1, token_ids.long()[:, None])
-    top = logits.topk(min(k, logits.shape[1]), dim=-1)
-    return Scores(
-        token_ids=token_ids,
-        logprobs=(chosen - normaliser).squeeze(-1),
-        ranks=(logits > chosen).sum(-1) + 1,
-        top_ids=top.indices,
-        top_logprobs=top.values - normaliser,
-    )
+def score(
+    kernels: Sampling, logits: torch.Tensor, token_ids: torch.Tensor, k: int, rows: Int32 | None = None
+) -> Scores:
+    """How likely each of token_ids (n,) was in its row of logits, (any, vocab_size) of any float dtype, and the k best
+    instead. rows (n,) are their rows; None for the first n."""
+    return Scores(token_ids, *kernels.score(logits, token_ids, min(k, logits.shape[1]), rows))
 
 
 def concatenate(parts: list[Scores]) -> Scores:

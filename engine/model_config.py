@@ -84,11 +84,16 @@ def parse_model_config(raw: Mapping[str, Any], where: str = "config.json") -> Mo
 
 
 def refuse_quantised(raw: Mapping[str, Any], where: str) -> None:
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise ConfigurationError(
-            f"{where}: quantization_config ({method}) is not supported: use an unquantised model"
-        )
+    """Checkpoints say under one of three names that their weights are no plain numbers any more."""
+    for key in ("quantization_config", "compression_config", "quantization"):
+        said = raw.get(key)
+        if said:
+            method = said.get("quant_method") if isinstance(said, dict) else None
+            raise ConfigurationError(
+                f"{where}: {key} says that the weights are quantised already ({method or 'by an unnamed method'}), "
+                "which is not supported: use the checkpoint in bfloat16, float16 or float32, which --quantization "
+                "int8 or int4 quantises while it is loaded"
+            )
 
 
 def checkpoint_dtype(raw: Mapping[str, Any], where: str) -> str | None:

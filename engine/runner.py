@@ -83,7 +83,8 @@ class ModelRunner:
         self._page_tables = [slot_array(num_slots, -(-max_model_len // page_size), device) for _ in attention]
         self._batches = BatchBuilder(self._token_buffer, self._page_tables, kv)
         self._sampling = SamplingState(num_slots, self._vocab_size, device)
-        self._sampler = Sampler(self._sampling)
+        self._kernels = model.ops.sampling
+        self._sampler = Sampler(self._sampling, self._kernels)
         self._grammars = grammars
         self._pooler = pooler
         self._pooling = PoolingSlots()
@@ -104,9 +105,9 @@ class ModelRunner:
         return self._thread.submit(self._step, plan, new)
 
     def warm_up(self) -> None:
-        """Run a prefill and a decode in slot 0, so that the first request finds everything touched and chosen."""
+        """Run a prefill and decodes in slot 0: the first request finds everything touched, chosen and recorded."""
         length = min(64, self._max_model_len - 1)
-        for start, count in ((0, length), (length, 1)):
+        for start, count in ((0, length), (length, 1), (length, 1)):
             plan = StepPlan(
                 step=-1,
                 slots=np.zeros(1, np.int32),
@@ -136,6 +137,7 @@ class ModelRunner:
         batch, q_start = self._batches.build(plan)
         for backend, attention_batch in zip(self._attention, batch.attention, strict=True):
             backend.plan(attention_batch)
+        batch.wanted = self._wanted(plan, q_start, rows)
         hidden = self._forward(batch)
         logprobs = self._score_prompts(plan, q_start, hidden)
         tokens: Int32 = np.zeros(0, np.int32)
@@ -174,6 +176,14 @@ class ModelRunner:
             if updates.pages.size:
                 prefault.reach(int(updates.pages.max()))
 
+    def _wanted(self, plan: StepPlan, q_start: Int32, rows: np.ndarray) -> torch.Tensor | None:
+        """The last tokens of the plan's `rows`; None where all are, or states within a prompt are asked for."""
+        if plan.num_decode_rows == len(plan.slots) or self._pooling.ended(plan):
+            return None
+        if self._sampling.prompt_logprobs[plan.slots].max() >= 0:
+            return None
+        return self._batches.to_device(q_start[1:][rows].astype(np.int64) - 1)
+
     def _sample(
         self, plan: StepPlan, q_start: Int32, hidden: torch.Tensor, rows: np.ndarray, masks: Masks | None
     ) -> tuple[torch.Tensor, list[RowLogprobs], list[Ended]]:
@@ -189,13 +199,15 @@ class ModelRunner:
         wanted = self._sampling.logprobs[slots]
         chosen = np.flatnonzero(wanted >= 0)
         at = self._batches.to_device(chosen)
-        raw = logits.index_select(0, at) if chosen.size else logits
+        raw, raw_rows = logits, chosen.astype(np.int32)
+        if chosen.size and masks is not None:
+            raw, raw_rows = logits.index_select(0, at), np.arange(chosen.size, dtype=np.int32)
         ended = masks.apply(logits) if masks is not None else []
         tokens = self._sampler.sample(logits, slots, positions)
         self._batches.write_tokens(slots, positions, tokens)
         more = []
         if chosen.size:
-            scores = score(raw, tokens.index_select(0, at), int(wanted.max()))
+            scores = score(self._kernels, raw, tokens.index_select(0, at), int(wanted.max()), raw_rows)
             more = [
                 scores.row(int(rows[i]), n, n + 1, int(wanted[i]), is_prompt=False)
                 for n, i in enumerate(chosen)
@@ -227,7 +239,7 @@ class ModelRunner:
                 last = min(first + SCORED_AT_ONCE, end)
                 states = hidden[q_start[row] + first - start : q_start[row] + last - start]
                 targets = self._batches.read_tokens(slot, first + 1, last + 1)
-                parts.append(score(self._model.logits(states), targets, int(wanted[row])))
+                parts.append(score(self._kernels, self._model.logits(states), targets, int(wanted[row])))
             result.append(concatenate(parts).row(row, 0, end - start, int(wanted[row]), is_prompt=True))
         return result
 

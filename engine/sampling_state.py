@@ -7,9 +7,9 @@ and no decision waits for the device.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from ..kernels.sampling.interface import Penalties, Sampling, SamplingParameters
 from ..scheduler.arrays import Int32
 from ..scheduler.messages import SamplingParams
 from .token_rules import TokenRules, rules_of
@@ -24,8 +24,6 @@ class SamplingState:
         self.vocab_size = vocab_size
         self.device = device
         # What the host steers by.
-        self.greedy = np.ones(num_slots, np.bool_)
-        self.truncated = np.zeros(num_slots, np.bool_)  # top-k or top-p
         self.penalised = np.zeros(num_slots, np.bool_)
         self.biased = np.zeros(num_slots, np.bool_)
         self.ruled = np.zeros(num_slots, np.bool_)  # allowed_token_ids or bad_words
@@ -36,11 +34,18 @@ class SamplingState:
         self.num_prompt_tokens = np.zeros(num_slots, np.int32)
         self.seeds = np.zeros(num_slots, np.uint64)
         self.plain = np.ones(num_slots, np.bool_)  # greedy, and nothing else asked for
+        self.changed = np.zeros(
+            num_slots, np.bool_
+        )  # logits are penalised, biased or ruled, whatever their place
         # What the device computes with.
-        self.temperature = torch.ones(num_slots, device=device)
-        self.top_k = torch.zeros(num_slots, dtype=torch.int64, device=device)
-        self.top_p = torch.ones(num_slots, device=device)
-        self.min_p = torch.zeros(num_slots, device=device)
+        self.drawing = SamplingParameters(
+            temperature=torch.zeros(num_slots, device=device),
+            top_k=torch.zeros(num_slots, dtype=torch.int32, device=device),
+            top_p=torch.ones(num_slots, device=device),
+            min_p=torch.zeros(num_slots, device=device),
+            greedy=np.ones(num_slots, np.bool_),
+            truncated=np.zeros(num_slots, np.bool_),
+        )
         self.presence = torch.zeros(num_slots, device=device)
         self.frequency = torch.zeros(num_slots, device=device)
         self.repetition = torch.ones(num_slots, device=device)
@@ -59,8 +64,6 @@ class SamplingState:
         penalised = bool(
             sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0
         )
-        self.greedy[slot] = greedy
-        self.truncated[slot] = not greedy and (sampling.top_k > 0 or sampling.top_p < 1.0)
         self.penalised[slot] = penalised
         self.biased[slot] = bool(sampling.logit_bias)
         self.constrained[slot] = sampling.grammar is not None
@@ -78,14 +81,17 @@ class SamplingState:
             and sampling.logprobs < 0
             and len(tokens) >= self.min_length[slot]
         )
-        if not greedy:
-            self.temperature[slot] = sampling.temperature
-            self.top_k[slot] = min(max(sampling.top_k, 0), self.vocab_size)
-            self.top_p[slot] = sampling.top_p
-            self.min_p[slot] = sampling.min_p
+        drawing = self.drawing
+        drawing.greedy[slot] = greedy
+        drawing.truncated[slot] = not greedy and (sampling.top_k > 0 or sampling.top_p < 1.0)
+        drawing.temperature[slot] = 0.0 if greedy else sampling.temperature
+        drawing.top_k[slot] = min(max(sampling.top_k, 0), self.vocab_size)
+        drawing.top_p[slot] = sampling.top_p
+        drawing.min_p[slot] = sampling.min_p
         self._write_bias(slot, sampling)
         self._write_counts(slot, tokens, num_prompt_tokens, sampling, penalised)
         self._write_rules(slot, tokens[num_prompt_tokens:], sampling)
+        self.changed[slot] = penalised or self.biased[slot] or self.ruled[slot]
 
     def _write_bias(self, slot: int, sampling: SamplingParams) -> None:
         self._bias.pop(slot, None)
@@ -136,16 +142,16 @@ class SamplingState:
 
     # ------------------------------------------------------------------------------------------------- transformations
 
-    def penalise(self, logits: torch.Tensor, slots: npt.NDArray[np.intp]) -> torch.Tensor:
-        """float32 logits (n, vocab_size) of penalised `slots`: repetition, then frequency and presence."""
-        at, rows = self._index(slots), self._count_rows(slots)
-        counts = self._output_counts[rows]
-        seen = self._prompt_has[rows] | (counts > 0)
-        repetition = self.repetition[at, None]
-        repeated = torch.where(logits > 0, logits / repetition, logits * repetition)
-        logits = torch.where(seen, repeated, logits)
-        logits = logits - self.frequency[at, None] * counts
-        return logits - self.presence[at, None] * (counts > 0)
+    def penalise(self, kernels: Sampling, logits: torch.Tensor, slots: Int32) -> None:
+        """float32 logits (n, vocab_size) of penalised `slots`, in place: repetition, then frequency and presence."""
+        penalties = Penalties(
+            repetition=self.repetition,
+            frequency=self.frequency,
+            presence=self.presence,
+            output_counts=self._output_counts,
+            prompt_has=self._prompt_has,
+        )
+        kernels.penalise(logits, penalties, slots, self._count_rows(slots))
 
     def add_bias(self, logits: torch.Tensor, slot: int) -> None:
         """logits (vocab_size,) of one biased slot, in place."""
@@ -166,13 +172,10 @@ class SamplingState:
             for slot, token in zip(slots, tokens.tolist(), strict=True):
                 self._rules[slot].follow(token)
 
-    def count(self, slots: npt.NDArray[np.intp], tokens: torch.Tensor) -> None:
+    def count(self, slots: Int32, tokens: torch.Tensor) -> None:
         """Penalised `slots` sampled `tokens` (n,)."""
-        self._output_counts[self._count_rows(slots), tokens.long()] += 1
+        rows = torch.from_numpy(self._count_rows(slots)).to(self.device)
+        self._output_counts[rows, tokens.long()] += 1
 
-    def _index(self, slots: npt.NDArray[np.intp]) -> torch.Tensor:
-        return torch.from_numpy(slots.astype(np.int64)).to(self.device)
-
-    def _count_rows(self, slots: npt.NDArray[np.intp]) -> torch.Tensor:
-        rows = [self._rows[slot] for slot in slots.tolist()]
-        return torch.tensor(rows, dtype=torch.int64, device=self.device)
+    def _count_rows(self, slots: Int32) -> Int32:
+        return np.array([self._rows[slot] for slot in slots.tolist()], np.int32)

@@ -11,15 +11,21 @@ from typing import Protocol
 
 import torch
 
+from .sampling.interface import Sampling
 
-class Linear(Protocol):
-    """A prepared (possibly repacked) weight: y = x @ weight.T + bias."""
+
+class Product(Protocol):
+    """Made with a prepared (possibly repacked) weight."""
 
     in_features: int
     out_features: int
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(T, in_features) -> (T, out_features), same dtype."""
+
+
+class Linear(Product, Protocol):
+    """y = x @ weight.T + bias."""
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the weight, (N,) int -> (N, in_features): embedding lookup in a tied head without a copy."""
@@ -51,6 +57,7 @@ class Recorder(Protocol):
 
 class Ops(Protocol):
     name: str
+    sampling: Sampling
 
     def recorder(self) -> Recorder | None:
         """Something that records passes made of these operations, or None where that cannot be."""
@@ -58,8 +65,17 @@ class Ops(Protocol):
     def embedding(self, table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Rows of table (V, H) at ids (T,) int32: (T, H)."""
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-        """Prepare a weight (out, in) for products; takes ownership of it, may repack it once."""
+    def linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, is_head: bool = False
+    ) -> Linear:
+        """Prepare a weight (out, in) for products; takes ownership of it, may repack or quantise it once.
+
+        `is_head`: its results are logits, for which quantisation keeps more bits.
+        """
+
+    def gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
+        """Prepare gate (I, H) above up (I, H), one weight (2I, H), and its bias (2I,): x (T, H) -> (T, I), silu of
+        the first half of x @ weight.T + bias times the second."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """(..., H) -> (..., H)."""

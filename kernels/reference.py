@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .interface import Recorder
+from .interface import Linear, Recorder
+from .quantization import Quantization, QuantizedTorchLinear
+from .sampling.interface import Sampling
+from .sampling.reference import TorchSampling
 
 
 class TorchLinear:
@@ -25,8 +28,30 @@ class TorchLinear:
         return F.embedding(ids, self.weight)
 
 
+class TorchGatedLinear:
+    """silu(gate) · up of the two halves of a linear's features."""
+
+    def __init__(self, gate_up: Linear) -> None:
+        self._gate_up = gate_up
+        self.out_features, self.in_features = gate_up.out_features // 2, gate_up.in_features
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(T, in_features) -> (T, out_features), same dtype."""
+        return silu_mul(self._gate_up(x))
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """(T, 2I) -> (T, I): silu of the first half times the second."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(gate_up.dtype)
+
+
 class TorchOps:
     name = "torch"
+
+    def __init__(self, quantization: Quantization | None = None) -> None:
+        self.sampling: Sampling = TorchSampling()
+        self._quantization = quantization
 
     def recorder(self) -> Recorder | None:
         """Plain torch runs as it comes."""
@@ -36,9 +61,17 @@ class TorchOps:
         """Rows of table (V, H) at ids (T,) int32: (T, H)."""
         return F.embedding(ids, table)
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TorchLinear:
+    def linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, is_head: bool = False
+    ) -> Linear:
         """Prepare a weight (out, in) for products."""
-        return TorchLinear(weight, bias)
+        if self._quantization is None:
+            return TorchLinear(weight, bias)
+        return QuantizedTorchLinear(weight, bias, self._quantization.bits(is_head=is_head))
+
+    def gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TorchGatedLinear:
+        """Prepare gate (I, H) above up (I, H)."""
+        return TorchGatedLinear(self.linear(weight, bias))
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """(..., H) -> (..., H): x / sqrt(mean(x²) + eps) · weight, rounded once at the end."""
@@ -55,8 +88,7 @@ class TorchOps:
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """(T, 2I) -> (T, I): silu of the first half times the second."""
-        gate, up = gate_up.float().chunk(2, dim=-1)
-        return (F.silu(gate) * up).to(gate_up.dtype)
+        return silu_mul(gate_up)
 
     def rotary(
         self,

@@ -8,21 +8,33 @@ from .attention.bidirectional import BidirectionalAttention, PaddedBidirectional
 from .attention.cpu_backend import CpuAttention
 from .attention.interface import AttentionBackend, AttentionSpec
 from .attention.torch_backend import TorchAttention
-from .cpu.library import Library, load
+from .cpu.build import Progress
+from .cpu.library import Library, compile_kernels, load
 from .cpu.ops import CpuOps
 from .interface import Ops
+from .quantization import Quantization
 from .reference import TorchOps
 
 BACKENDS = ("auto", "torch", "cpu")
 
 
-def select_ops(name: str, device: torch.device) -> Ops:
+def prepare(name: str, device: torch.device, progress: Progress) -> None:
+    """Compile what the back end under `name` lacks; `progress` (0..1) hears of it only if there is something to do.
+
+    What goes wrong is told when the back end is selected.
+    """
+    if name != "torch" and device.type == "cpu":
+        compile_kernels(progress)
+
+
+def select_ops(name: str, device: torch.device, quantization: Quantization | None = None) -> Ops:
     """The operations under `name`; ValueError when the name is unknown or cannot run on `device`.
 
-    The CPU kernels run on a thread pool of their own, of torch.get_num_threads() threads at the first call.
+    With `quantization` they quantise the weights of linear layers (bfloat16 or float32) that they prepare. The CPU
+    kernels run on a thread pool of their own, of torch.get_num_threads() threads at the first call.
     """
     library = library_for(name, device)
-    return TorchOps() if library is None else CpuOps(library)
+    return TorchOps(quantization) if library is None else CpuOps(library, quantization)
 
 
 def select_attention(name: str, device: torch.device, spec: AttentionSpec) -> AttentionBackend:

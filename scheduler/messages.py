@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+QuantizationScheme: TypeAlias = Literal["int8", "int4"]
 LoadFormat: TypeAlias = Literal["auto", "safetensors", "dummy"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Policy: TypeAlias = Literal["fcfs", "lpm", "wspt"]
@@ -64,6 +65,7 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     grammar_cache_bytes: int = 256 << 20
     load_format: LoadFormat = "auto"
     dtype: DType = "auto"
+    quantization: QuantizationScheme | None = None
     device: Device = "auto"
     kv_cache_dtype: DType = "auto"
     max_model_len: int | None = None
@@ -122,6 +124,7 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     weight_bytes: int
     kv_cache_bytes: int
     startup_seconds: dict[str, float]  # phase -> seconds
+    quantization: QuantizationScheme | None = None
     tasks: tuple[Task, ...] = ("generate",)
     pooling: PoolingInfo | None = None
 

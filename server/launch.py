@@ -157,6 +157,7 @@ def engine_config(
         grammar_cache_bytes=config.grammar.grammar_cache_memory,
         load_format=model.load_format,
         dtype=model.dtype,
+        quantization=model.quantization,
         device=device.device,
         max_model_len=model.max_model_len,
         hf_overrides=model.hf_overrides,

@@ -33,7 +33,7 @@ def engine_logits(model_dir: Path, tokens: list[int], backend: str, chunk: int =
         for window in groups.windows
     ]
     with torch.inference_mode():
-        ops = load_ops(backend, choices)
+        ops = load_ops(backend, choices, lambda phase, fraction: None)
         model, _ = load_model(
             config, model_config, choices, ops, attention, groups, length, lambda fraction: None
         )

@@ -38,12 +38,15 @@ class Attention:
         self.q_norm = weights.tensor(f"{name}.q_norm.weight", (config.head_dim,)) if qk_norm else None
         self.k_norm = weights.tensor(f"{name}.k_norm.weight", (config.head_dim,)) if qk_norm else None
 
-    def __call__(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
-        """(T, hidden_size) -> (T, hidden_size)."""
+    def __call__(
+        self, x: torch.Tensor, batch: ForwardBatch, wanted: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(T, hidden_size) -> (T, hidden_size), or (R, hidden_size) of the `wanted` tokens alone."""
         tokens = x.shape[0]
         qkv = self.qkv(x).view(tokens, -1, self.head_dim)
         q, k, v = qkv.split_with_sizes(self.heads, dim=1)
         q, k = self.ops.rotary(q, k, self.cos_sin, batch.positions, self.q_norm, self.k_norm, self.eps)
         k_pages, v_pages = batch.kv[self.index]
         attended = self.backend.run(q, k, v, k_pages, v_pages)
-        return self.output(attended.view(tokens, self.out_features))
+        attended = attended.view(tokens, self.out_features)
+        return self.output(attended if wanted is None else attended.index_select(0, wanted))

@@ -29,15 +29,22 @@ class DecoderLayer:
         self.mlp_norm = parts.weights.tensor(f"{parts.name}.post_attention_layernorm.weight", hidden)
 
     def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        batch: ForwardBatch,
+        wanted: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x, residual (T, hidden_size); what is still to be added and the sum so far."""
+        """x, residual (T, hidden_size): what is still to be added and the sum so far, of the `wanted` tokens alone if
+        that is given."""
         if residual is None:
             residual = x
             x = self.ops.rms_norm(x, self.attention_norm, self.eps)
         else:
             x, residual = self.ops.add_rms_norm(x, residual, self.attention_norm, self.eps)
-        x = self.attention(x, batch)
+        x = self.attention(x, batch, wanted)
+        if wanted is not None:
+            residual = residual.index_select(0, wanted)
         x, residual = self.ops.add_rms_norm(x, residual, self.mlp_norm, self.eps)
         return self.mlp(x), residual
 
@@ -77,22 +84,24 @@ class Decoder(ABC):
         match config.head:
             case "lm":
                 tied = config.tie_word_embeddings
-                self.head = ops.linear(self.embedding if tied else weights.tensor("lm_head.weight", table))
+                head = self.embedding if tied else weights.tensor("lm_head.weight", table)
+                self.head = ops.linear(head, is_head=True)
             case "classify":
                 shape = (config.num_labels, config.hidden_size)
-                self.head = ops.linear(weights.tensor("score.weight", shape))
+                self.head = ops.linear(weights.tensor("score.weight", shape), is_head=True)
 
     @abstractmethod
     def layer(self, parts: LayerParts) -> DecoderLayer:
         """One layer of the family."""
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """(T, hidden_size) after the final norm; keys and values of all tokens are in the pages."""
+        """(T, hidden_size) after the final norm, (R, hidden_size) where the batch names the tokens that are wanted;
+        keys and values of all tokens are in the pages."""
         x = self.ops.embedding(self.embedding, batch.tokens)
         residual = None
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x, residual = layer(x, residual, batch)
-        assert residual is not None, "a decoder has layers"
+        x, residual = self.layers[-1](x, residual, batch, batch.wanted)
         x, _ = self.ops.add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
         return x
 

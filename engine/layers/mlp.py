@@ -14,8 +14,7 @@ class GatedMLP:
         hidden, inner = parts.config.hidden_size, parts.config.intermediate_size
         weights, name = parts.weights, f"{parts.name}.mlp"
         names = [f"{name}.{x}_proj" for x in ("gate", "up")]
-        self.ops = parts.ops
-        self.gate_up = parts.ops.linear(
+        self.gated = parts.ops.gated_linear(
             weights.stacked([f"{n}.weight" for n in names], [(inner, hidden)] * 2),
             weights.stacked([f"{n}.bias" for n in names], [(inner,)] * 2) if bias else None,
         )
@@ -26,4 +25,4 @@ class GatedMLP:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(T, hidden_size) -> (T, hidden_size)."""
-        return self.down(self.ops.silu_mul(self.gate_up(x)))
+        return self.down(self.gated(x))

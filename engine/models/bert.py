@@ -23,5 +23,6 @@ class Bert(Encoder):
         out = ops.linear(
             weights.tensor("classifier.weight", (labels, hidden)),
             weights.tensor("classifier.bias", (labels,)),
+            is_head=True,
         )
         return lambda states: out(pooler(states).tanh())

@@ -23,5 +23,6 @@ class Roberta(Encoder):
         out = ops.linear(
             weights.tensor("classifier.out_proj.weight", (labels, hidden)),
             weights.tensor("classifier.out_proj.bias", (labels,)),
+            is_head=True,
         )
         return lambda states: out(dense(states).tanh())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -21,17 +22,27 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "set_threads": (None, (I,)),
     "threads": (I, ()),
     "advise_huge": (None, (P, L)),
-    "linear_words": (L, (I, I, I)),
-    "linear_pack": (None, (I, P, L, I, I, P)),
-    "linear_new": (P, (I, P, P, I, I)),
+    "linear_words": (L, (I, I, I, I)),
+    "linear_pack": (None, (I, P, L, I, I, I, P)),
+    "linear_new": (P, (I, P, P, I, I, I)),
     "linear_free": (None, (P,)),
     "linear": (None, (P, P, L, I, P)),
     "linear_rows": (None, (P, P, I, P)),
+    "quantized_bytes": (L, (I, I, I, I)),
+    "quantized_pack": (None, (I, P, L, I, I, I, P)),
+    "quantized_new": (P, (I, P, P, I, I, I)),
+    "quantized_free": (None, (P,)),
+    "quantized": (None, (P, P, L, I, P)),
+    "quantized_rows": (None, (P, P, I, P)),
     "rms_norm": (None, (P, P, F, L, I, P)),
     "add_rms_norm": (None, (P, P, P, F, L, I, P)),
     "silu_mul": (None, (P, L, I, P)),
     "rotary": (None, (P, L, I, P, P, L, I, P, I, P, P, I, I, F)),
     "mask_logits": (None, (P, L, I, P, I, P, I)),
+    "argmax": (None, (P, L, I, I, P)),
+    "sample": (None, (P, L, I, P, I, P, P, P, P, P, P, P)),
+    "score": (None, (P, L, I, P, I, P, I, P, P, P, P)),
+    "penalise": (None, (P, L, I, I, P, P, P, P, P, P, P)),
     "attention_new": (P, (I, I, I, I, I, F, F)),
     "attention_free": (None, (P,)),
     "attention_plan": (None, (P, I, P, P, P, P, L)),
@@ -39,9 +50,16 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "embedding": (None, (P, L, L, P, I, P)),
     "graph_run": (None, (P, I)),
 }
-TYPED = {"linear", "linear_rows", "rms_norm", "add_rms_norm", "silu_mul", "rotary", "mask_logits"}
+TYPED = {
+    *("linear", "linear_rows", "rms_norm", "add_rms_norm", "silu_mul", "rotary"),
+    *("mask_logits", "argmax", "sample", "score"),
+    *("quantized", "quantized_pack", "quantized_rows"),
+}
 # What a recording is made of; each has an entry `penstock_invoke_...` that takes its arguments as words (graph.h).
-RECORDABLE = {"linear", "rms_norm", "add_rms_norm", "silu_mul", "rotary", "attention_run", "embedding"}
+RECORDABLE = {
+    *("linear", "quantized", "rms_norm", "add_rms_norm", "silu_mul", "rotary"),
+    *("attention_run", "embedding"),
+}
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
@@ -99,11 +117,24 @@ def recordable(function: Callable[..., None], invoke: Any, recording: Recording)
     return call
 
 
+def compile_kernels(progress: build.Progress) -> None:
+    """Let `load` find the library compiled, where that is possible."""
+    with contextlib.suppress(build.BuildError):
+        build.library(progress)
+
+
 @functools.cache
 def load() -> Library | None:
     """The library, built if need be; None, after one line of log, where it cannot be had."""
     try:
-        return Library(str(build.library()))
+        path = build.library()
+        try:
+            return Library(str(path))
+        except OSError as error:
+            if not path.is_relative_to(build.PREBUILT_DIR):
+                raise
+            logger.info("the CPU kernels that came with the package do not load here: %s", error)
+            return Library(str(build.library(use_prebuilt=False)))
     except (build.BuildError, OSError) as error:
         logger.warning("CPU kernels not available, using plain torch (much slower): %s", error)
         return None

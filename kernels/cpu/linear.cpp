@@ -1,20 +1,20 @@
-// y = x W^T + bias over weights packed once into panels.
+// y = x W^T + bias over weights packed once into panels; gated, y = silu(gate) * up of two halves of such a product.
 //
 // A panel holds kPanel output columns: word k of all its columns side by side, then word k + 1. One layout serves
 // one row (streams the weights at memory speed) and thousands (register tiles over cached panels).
 #include <algorithm>
 
-#include "gemm.h"
 #include "graph.h"
 #include "pool.h"
+#include "product.h"
 
 namespace penstock {
 namespace {
 
 struct Linear {
     const uint32_t *packed;  // (panels, k_words, kPanel)
-    const float *bias;       // (out_features,) or null
-    int in_features, out_features, k_words, panels;
+    Outputs outputs;
+    int in_features, k_words, panels;
 };
 
 // Rows x[first .. first + rows) into words [k][rows], zero beyond in_features.
@@ -33,19 +33,10 @@ void pack_rows(const typename Mode::element *x, long ldx, int first, int rows, i
     }
 }
 
-// The rows are cut into blocks of nearly equal height, none above kRows.
-struct Blocks {
-    int rows, count;
-    explicit Blocks(int rows) : rows(rows), count((rows + kRows - 1) / kRows) {}
-    int begin(int b) const { return static_cast<int>(static_cast<long>(b) * rows / count); }
-};
-
-constexpr int kCachedRows = 16 * kRows;  // packed rows that stay in the second-level cache beside a panel
-
 template <class Mode>
 void forward(const Linear &w, const typename Mode::element *x, long ldx, int rows, typename Mode::element *y,
              long ldy) {
-    const Blocks blocks(rows);
+    const RowBlocks blocks(rows);
     const long k_words = w.k_words;
     const uint32_t *packed_x;
     const bool direct = rows == 1 && w.in_features % Mode::steps == 0;
@@ -66,10 +57,9 @@ void forward(const Linear &w, const typename Mode::element *x, long ldx, int row
     }
 
     // Chunks: groups of row blocks that stay cached, times runs of panels.
-    const int blocks_per_group = std::max(1, kCachedRows / kRows);
-    const int groups = (blocks.count + blocks_per_group - 1) / blocks_per_group;
+    const int groups = (blocks.count + kCachedBlocks - 1) / kCachedBlocks;
     const int threads = parallel_threads();
-    const int step = panels_at_once(std::min(rows, kRows));
+    const int step = std::max(w.outputs.gated ? 2 : 1, panels_at_once(std::min(rows, kRows)));
     int run = std::max(1, w.panels * groups / (threads * 16));
     run = std::min(w.panels, (run + step - 1) / step * step);
     const double words = static_cast<double>(k_words) * w.panels * kPanel;
@@ -84,7 +74,6 @@ void forward(const Linear &w, const typename Mode::element *x, long ldx, int row
         alignas(64) float c[kRows * 4 * kPanel];
         for (int p = first_panel; p < last_panel; p += step) {
             const int panels = std::min(step, last_panel - p);
-            const int column = p * kPanel, columns = std::min(w.out_features - column, panels * kPanel);
             for (int b = first_block; b < last_block; ++b) {
                 const int first = blocks.begin(b), height = blocks.begin(b + 1) - first;
                 const long ldc = step * kPanel;
@@ -93,14 +82,8 @@ void forward(const Linear &w, const typename Mode::element *x, long ldx, int row
                     tiles<Mode, 0, true>(height, panels, a, panel, kPanel, k_words * kPanel, w.k_words, c, ldc, false);
                 else
                     tiles<Mode, 0>(height, panels, a, panel, kPanel, k_words * kPanel, w.k_words, c, ldc, false);
-                for (int r = 0; r < height; ++r) {
-                    auto *out = y + (first + r) * ldy + column;
-                    each_vector(columns, [&](int i, int n) {
-                        vf value = load(c + r * ldc + i);
-                        if (w.bias != nullptr) value += load_n(w.bias + column + i, n);
-                        store_n(out + i, value, n);
-                    });
-                }
+                for (int r = 0; r < height; ++r)
+                    w.outputs.store_row(c + r * ldc, p, panels, y + (first + r) * ldy);
             }
         }
     };
@@ -108,25 +91,24 @@ void forward(const Linear &w, const typename Mode::element *x, long ldx, int row
 }
 
 template <class Mode>
-void pack_weight(const typename Mode::element *weight, long ldw, int out_features, int in_features,
+void pack_weight(const typename Mode::element *weight, long ldw, const Outputs &outputs, int in_features,
                  uint32_t *packed) {
     const long k_words = (in_features + Mode::steps - 1) / Mode::steps;
-    const int panels = (out_features + kPanel - 1) / kPanel;
-    parallel_for(panels, [&](int p) {
+    parallel_for(outputs.panels(), [&](int p) {
         uint32_t *out = packed + p * k_words * kPanel;
-        const int rows = std::min(kPanel, out_features - p * kPanel);
+        const int first_row = outputs.first_row(p), rows = outputs.count_rows(p);
         if (rows < kPanel) std::memset(out, 0, 4ul * k_words * kPanel);
         const int whole = in_features / Mode::steps;
         for (int k0 = 0; k0 < whole; k0 += 16)  // 16 words of every row: a cache line in, kPanel lines out
             for (int r = 0; r < rows; ++r) {
-                const auto *row = reinterpret_cast<const unsigned char *>(weight + (p * (long)kPanel + r) * ldw);
+                const auto *row = reinterpret_cast<const unsigned char *>(weight + (long)(first_row + r) * ldw);
                 for (int k = k0; k < std::min(whole, k0 + 16); ++k)
                     std::memcpy(out + static_cast<long>(k) * kPanel + r, row + 4l * k, 4);
             }
         if (whole < k_words)
             for (int r = 0; r < rows; ++r) {
                 uint32_t last = 0;
-                std::memcpy(&last, weight + (p * (long)kPanel + r) * ldw + (long)whole * Mode::steps,
+                std::memcpy(&last, weight + (long)(first_row + r) * ldw + (long)whole * Mode::steps,
                             4 / Mode::steps);
                 out[static_cast<long>(whole) * kPanel + r] = last;
             }
@@ -150,38 +132,37 @@ using namespace penstock;
 
 extern "C" {
 
+// out_features is what y has; the weight of a gated one has twice as many rows, gate above up.
+
 // Words of 32 bits that the packed weight takes.
-long penstock_linear_words(int is_bf16, int out_features, int in_features) {
+long penstock_linear_words(int is_bf16, int out_features, int in_features, int gated) {
     const long k_words = is_bf16 ? (in_features + 1) / 2 : in_features;
-    return (out_features + kPanel - 1l) / kPanel * kPanel * k_words;
+    return static_cast<long>(Outputs{nullptr, out_features, gated != 0}.panels()) * kPanel * k_words;
 }
 
-void penstock_linear_pack(int is_bf16, const void *weight, long ldw, int out_features, int in_features,
+void penstock_linear_pack(int is_bf16, const void *weight, long ldw, int out_features, int in_features, int gated,
                           uint32_t *packed) {
-    if (is_bf16)
-        pack_weight<BFloat16>(static_cast<const bf16 *>(weight), ldw, out_features, in_features, packed);
-    else
-        pack_weight<Float32>(static_cast<const float *>(weight), ldw, out_features, in_features, packed);
+    const Outputs outputs{nullptr, out_features, gated != 0};
+    if (is_bf16) pack_weight<BFloat16>(static_cast<const bf16 *>(weight), ldw, outputs, in_features, packed);
+    else pack_weight<Float32>(static_cast<const float *>(weight), ldw, outputs, in_features, packed);
 }
 
-void *penstock_linear_new(int is_bf16, const uint32_t *packed, const float *bias, int out_features,
-                          int in_features) {
-    return new Linear{packed,       bias,
-                      in_features,  out_features,
-                      is_bf16 ? (in_features + 1) / 2 : in_features,
-                      (out_features + kPanel - 1) / kPanel};
+void *penstock_linear_new(int is_bf16, const uint32_t *packed, const float *bias, int out_features, int in_features,
+                          int gated) {
+    const Outputs outputs{bias, out_features, gated != 0};
+    return new Linear{packed, outputs, in_features, is_bf16 ? (in_features + 1) / 2 : in_features, outputs.panels()};
 }
 
 void penstock_linear_free(void *linear) { delete static_cast<Linear *>(linear); }
 
 void penstock_linear_bf16(const void *linear, const bf16 *x, long ldx, int rows, bf16 *y) {
     const Linear &w = *static_cast<const Linear *>(linear);
-    forward<BFloat16>(w, x, ldx, rows, y, w.out_features);
+    forward<BFloat16>(w, x, ldx, rows, y, w.outputs.out_features);
 }
 
 void penstock_linear_f32(const void *linear, const float *x, long ldx, int rows, float *y) {
     const Linear &w = *static_cast<const Linear *>(linear);
-    forward<Float32>(w, x, ldx, rows, y, w.out_features);
+    forward<Float32>(w, x, ldx, rows, y, w.outputs.out_features);
 }
 
 void penstock_linear_rows_bf16(const void *linear, const int *ids, int count, bf16 *out) {

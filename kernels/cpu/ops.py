@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-from ..interface import Linear, Recorder
-from ..reference import TorchLinear, TorchOps
+from ..interface import Linear, Product, Recorder
+from ..quantization import Quantization
+from ..reference import TorchGatedLinear, TorchLinear, TorchOps
+from ..sampling.interface import Sampling
 from .graph import CpuRecorder
 from .library import SUFFIXES, Library
+from .quantized import QuantizedCpuLinear
+from .sampling import CpuSampling
 
 # What is expected to run longer than some 50 microseconds gives the GIL back meanwhile.
 LONG_PRODUCT = 5_000_000  # multiply-adds of a linear
@@ -18,32 +22,34 @@ LONG_MASK = 1_000_000  # logits
 
 
 class CpuLinear:
-    """y = x @ weight.T + bias over a weight repacked into the kernels' panels; the original is not kept."""
+    """y = x @ weight.T + bias over a weight repacked into the kernels' panels; the original is not kept.
 
-    def __init__(self, library: Library, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.out_features, self.in_features = weight.shape
+    `gated`: y = silu(gate) · up, gate being the first half of that product's features and up the second.
+    """
+
+    def __init__(
+        self, library: Library, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False
+    ) -> None:
+        rows, self.in_features = weight.shape
+        self.out_features = rows // 2 if gated else rows
+        self.gated = gated
         self.dtype = weight.dtype
         suffix, is_bf16 = SUFFIXES[weight.dtype], int(weight.dtype == torch.bfloat16)
         self._library = library
-        words = library.quick["linear_words"](is_bf16, self.out_features, self.in_features)
+        shape = (self.out_features, self.in_features, int(gated))
+        words = library.quick["linear_words"](is_bf16, *shape)
         self._packed = torch.empty(words, dtype=torch.int32)
         self._bias = None if bias is None else bias.float().contiguous()
         weight = weight if weight.stride(1) == 1 else weight.contiguous()
         packed = self._packed.data_ptr()
         library.quick["advise_huge"](packed, self._packed.nbytes)
-        library.long["linear_pack"](
-            is_bf16, weight.data_ptr(), weight.stride(0), self.out_features, self.in_features, packed
-        )
+        library.long["linear_pack"](is_bf16, weight.data_ptr(), weight.stride(0), *shape, packed)
         self._handle = library.quick["linear_new"](
-            is_bf16,
-            packed,
-            None if self._bias is None else self._bias.data_ptr(),
-            self.out_features,
-            self.in_features,
+            is_bf16, packed, None if self._bias is None else self._bias.data_ptr(), *shape
         )
         self._quick, self._long = library.quick[f"linear_{suffix}"], library.long[f"linear_{suffix}"]
         self._rows = library.quick[f"linear_rows_{suffix}"]
-        self._quick_tokens = LONG_PRODUCT // (self.out_features * self.in_features)
+        self._quick_tokens = LONG_PRODUCT // (rows * self.in_features)
 
     def __del__(self) -> None:
         if hasattr(self, "_handle"):
@@ -63,6 +69,7 @@ class CpuLinear:
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of the weight, (N,) int -> (N, in_features), gathered out of the panels (microseconds a row)."""
+        assert not self.gated, "a gated product is no table"
         ids = ids.to(torch.int32).contiguous()
         assert not len(ids) or 0 <= int(ids.min()) <= int(ids.max()) < self.out_features
         out = torch.empty((len(ids), self.in_features), dtype=self.dtype)
@@ -73,9 +80,11 @@ class CpuLinear:
 class CpuOps:
     name = "cpu"
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, quantization: Quantization | None = None) -> None:
         self._library = library
         self._torch = TorchOps()
+        self._quantization = quantization
+        self.sampling: Sampling = CpuSampling(library)
         self._quick = kernels_of(library.quick)
         self._long = kernels_of(library.long)
 
@@ -94,11 +103,25 @@ class CpuOps:
         call(table.data_ptr(), rows, width * table.element_size(), ids.data_ptr(), len(ids), out.data_ptr())
         return out
 
-    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-        """Repack a weight (out, in); the caller should drop its own reference."""
+    def linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, is_head: bool = False
+    ) -> Linear:
+        """Repack or quantise a weight (out, in); the caller should drop its own reference."""
         if weight.dtype not in SUFFIXES:
             return TorchLinear(weight, bias)
+        if self._quantization is not None:
+            bits = self._quantization.bits(is_head=is_head)
+            return QuantizedCpuLinear(self._library, weight, bias, bits)
         return CpuLinear(self._library, weight, bias)
+
+    def gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
+        """Repack gate (I, H) above up (I, H), so that one pass makes silu(gate) · up."""
+        if weight.dtype not in SUFFIXES:
+            return TorchGatedLinear(TorchLinear(weight, bias))
+        if self._quantization is not None:
+            bits = self._quantization.bits(is_head=False)
+            return QuantizedCpuLinear(self._library, weight, bias, bits, gated=True)
+        return CpuLinear(self._library, weight, bias, gated=True)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """(..., H) -> (..., H)."""

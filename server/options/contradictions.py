@@ -44,6 +44,11 @@ def contradictions(config: ServeConfig, given: Set[str]) -> Iterator[str]:
         )
     yield from capacity_contradictions(config)
     device = config.device
+    quantization = config.model.quantization
+    if quantization is not None and device.device == "cuda":
+        yield f"--quantization {quantization}: does not run on --device cuda: leave one of them out"
+    if quantization is not None and config.model.dtype == "float16":
+        yield f"--quantization {quantization}: computes in bfloat16 or float32: leave --dtype float16 out"
     if device.device == "cuda" and device.attention_backend == "cpu":
         yield "--attention-backend cpu: does not run on --device cuda: leave one of them out"
     if device.device == "cpu" and "gpu_memory_utilization" in given:

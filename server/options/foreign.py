@@ -21,9 +21,7 @@ KNOWN = {
     "uvicorn-log-level": "is not supported: use --log-level",
     "distributed-executor-backend": ONE_DEVICE,
     "use-ray": ONE_DEVICE,
-    "quantization": "is not supported yet: serve an unquantised checkpoint and leave it out",
     "kv-cache-dtype": "is not supported yet, keys and values have the model's dtype: leave it out",
-    "q": "is not supported yet: serve an unquantised checkpoint and leave it out",
 }
 
 ONE_DEVICE_NAMES = (

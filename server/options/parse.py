@@ -229,6 +229,18 @@ def unknown(name: str, spelling: str) -> OptionError:
     return OptionError(f"{spelling}: unknown option; {way_out}")
 
 
+def is_flag(word: str) -> bool:
+    """Whether the word is a flag and not a value: it begins with two dashes, or is an alias that has but one."""
+    return word.startswith("--") or word.partition("=")[0] in short_flags()
+
+
+@functools.cache
+def short_flags() -> frozenset[str]:
+    return frozenset(
+        alias for field in fields() for alias in field.option.aliases if not alias.startswith("--")
+    )
+
+
 def read_command_line(arguments: Sequence[str]) -> tuple[Settings, str | None]:
     """(what the flags set, the file given with --config). Raises `HelpWanted` or `OptionError`."""
     settings = Settings()
@@ -247,9 +259,9 @@ def read_command_line(arguments: Sequence[str]) -> tuple[Settings, str | None]:
             raise HelpWanted
         flag, equals, attached = word.partition("=")
         name = flag.lstrip("-").replace("_", "-")
-        if not flag.startswith("--") or name not in (*by_switch(), "config"):
+        if not is_flag(word) or name not in (*by_switch(), "config"):
             raise unknown(name, flag)
-        flag = f"--{name}"
+        flag = f"--{name}" if flag.startswith("--") else flag
         if name == "config":
             config_file = attached if equals else next_word(waiting, flag, "a YAML file")
             continue
@@ -259,7 +271,7 @@ def read_command_line(arguments: Sequence[str]) -> tuple[Settings, str | None]:
             settings.set(field, value is positive, flag)
         elif field.kind == "list":
             words = [attached] if equals else []
-            while not equals and waiting and not waiting[-1].startswith("--"):
+            while not equals and waiting and not is_flag(waiting[-1]):
                 words.append(waiting.pop())
             if not words:
                 raise OptionError(f"{flag}: a value is missing: give one or more words")

@@ -269,7 +269,11 @@ def test_a_missing_file_is_named() -> None:
         # what vLLM and SGLang have and we do not
         ("--tensor-parallel-size 2", ["--tensor-parallel-size", "not supported yet", "leave it out"]),
         ("-tp 2", ["-tp", "not supported yet", "leave it out"]),
-        ("--quantization fp8", ["--quantization", "not supported yet"]),
+        ("--quantization fp8", ["--quantization fp8", "int8, int4"]),
+        ("-q fp8", ["-q fp8", "int8, int4"]),
+        ("-quantization int8", ["-quantization", "unknown option"]),
+        ("--quantization int8 --device cuda", ["--quantization int8", "--device cuda", "leave one"]),
+        ("-q int4 --dtype half", ["--quantization int4", "--dtype float16"]),
         ("--speculative-config {}", ["--speculative-config", "not supported yet"]),
         ("--enable-chunked-prefill", ["--enable-chunked-prefill", "always chunked"]),
         ("--trust-remote-code", ["--trust-remote-code", "leave it out"]),

@@ -146,3 +146,8 @@ def test_dashboards_find_the_metrics_they_read(server: Running, client: openai.O
     assert server.metric("vllm:time_to_first_token_seconds_count") > 0
     assert server.metric("vllm:inter_token_latency_seconds_bucket", le="0.0005") >= 0
     assert server.metric("vllm:request_success_total", finished_reason="stop") > 0
+    phases = ("imports", "config", "kernels", "weights", "kv_cache", "warm_up", "front_end", "total")
+    seconds = {phase: server.metric("startup_time_seconds", phase=phase) for phase in phases}
+    assert 0 < seconds["front_end"] < seconds["total"] < 24 * 3600
+    assert 0 < seconds["imports"] < seconds["total"]
+    assert sum(seconds[phase] for phase in phases[:6]) <= seconds["total"]

@@ -118,7 +118,10 @@ def test_overrides_lie_over_the_file(tmp_path: Path) -> None:
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "rope factor 0.5 must be at least 1"),
         ({"rope_scaling": 7}, "rope_scaling must be an object, not 7"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differ between kinds of layers"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config \\(awq\\) is not supported"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantised already \(awq\).*--quantization int8"),
+        ({"quantization_config": {"quant_method": "fp8"}}, r"quantization_config says .* already \(fp8\)"),
+        ({"compression_config": {"format": "int-quantized"}}, "compression_config says that the weights are"),
+        ({"quantization": {"group_size": 64, "bits": 4}}, "quantization says that the weights are quantised"),
         ({"torch_dtype": "int8"}, "dtype 'int8' is not supported"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be bool, not 'yes'"),
         (

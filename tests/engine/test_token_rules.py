@@ -8,11 +8,13 @@ import torch
 from penstock.engine.sampler import Sampler
 from penstock.engine.sampling_state import SamplingState
 from penstock.engine.token_rules import TokenRules
+from penstock.kernels.select import select_ops
 from penstock.scheduler.messages import SamplingParams
 from transformers import NoBadWordsLogitsProcessor
 
 VOCAB = 12
 CPU = torch.device("cpu")
+KERNELS = select_ops("auto", CPU).sampling
 PROMPT = [3, 4]
 
 
@@ -75,7 +77,7 @@ def test_no_bad_word_and_nothing_but_allowed_tokens_come_out_of_the_sampler(how:
     )  # ends in the beginning of a word, which is none of the output's
     for slot, sampling in enumerate((free, ruled)):
         state.write(slot, prompt, len(prompt), sampling)
-    sampler, outputs = Sampler(state), [[], []]
+    sampler, outputs = Sampler(state, KERNELS), [[], []]
     for position in range(len(prompt), len(prompt) + 400):
         logits = torch.from_numpy(2.0 * random.standard_normal((1, VOCAB))).float().expand(2, -1).clone()
         if len(outputs[1]) == 0:
@@ -99,7 +101,7 @@ def test_allowed_tokens_keep_their_relative_probabilities() -> None:
     sampling = SamplingParams(max_tokens=count, seed=6, allowed_token_ids=allowed)
     state.write(0, np.array(PROMPT, np.int32), len(PROMPT), sampling)
     positions = np.arange(count, dtype=np.int32)
-    tokens = Sampler(state).sample(logits.expand(count, -1), np.zeros(count, np.int32), positions)
+    tokens = Sampler(state, KERNELS).sample(logits.expand(count, -1), np.zeros(count, np.int32), positions)
     shares = torch.bincount(tokens.long(), minlength=VOCAB) / count
     assert shares[allowed].sum() == 1
     assert (shares[allowed] - logits[0, allowed].softmax(-1)).abs().max() < 0.04
@@ -113,7 +115,7 @@ def test_where_only_bad_words_are_allowed_an_allowed_token_comes() -> None:
         state = SamplingState(1, VOCAB, CPU)
         state.write(0, np.array([*PROMPT, 6], np.int32), len(PROMPT), sampling)
         logits = torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(7))
-        token = Sampler(state).sample(logits, np.zeros(1, np.int32), np.full(1, 3, np.int32))
+        token = Sampler(state, KERNELS).sample(logits, np.zeros(1, np.int32), np.full(1, 3, np.int32))
         assert int(token) in (5, 6)
 
 
@@ -126,7 +128,7 @@ def test_a_request_without_rules_after_one_with_rules_is_free_again() -> None:
     ruled = SamplingParams(max_tokens=9, temperature=0.0, bad_words=[[4]])
     state.write(0, np.array(PROMPT, np.int32), 2, ruled)
     assert not state.plain[0]
-    assert int(Sampler(state).sample(logits, *at)) == 0
+    assert int(Sampler(state, KERNELS).sample(logits, *at)) == 0
     state.write(0, np.array(PROMPT, np.int32), 2, greedy)
     assert state.plain[0]
-    assert int(Sampler(state).sample(logits, *at)) == 4
+    assert int(Sampler(state, KERNELS).sample(logits, *at)) == 4

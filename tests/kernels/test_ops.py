@@ -48,6 +48,31 @@ def test_linear_matches_torch(
 
 
 @DTYPES
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5, 12, 13, 64, 300])
+@pytest.mark.parametrize(("out_features", "in_features"), [(96, 64), (31, 33), (1, 2), (257, 200), (64, 256)])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_gated_linear_matches_the_product_of_its_halves(
+    ops: CpuOps, tokens: int, out_features: int, in_features: int, with_bias: bool, dtype: torch.dtype
+) -> None:
+    weight = randn(2 * out_features, in_features, dtype=dtype) / in_features**0.5
+    bias = randn(2 * out_features, dtype=dtype, seed=1) if with_bias else None
+    x = randn(tokens, in_features, dtype=dtype, seed=2)
+    gate, up = (x.double() @ weight.double().T + (0 if bias is None else bias.double())).chunk(2, dim=-1)
+    expected = (gate * torch.sigmoid(gate) * up).to(dtype)
+    close(ops.gated_linear(weight, bias)(x), expected)
+    close(REFERENCE.gated_linear(weight, bias)(x), expected)
+
+
+@DTYPES
+def test_gated_linear_gives_a_row_the_same_bits_in_every_batch(ops: CpuOps, dtype: torch.dtype) -> None:
+    gated = ops.gated_linear(randn(1000, 256, dtype=dtype) / 16)
+    x = randn(200, 256, dtype=dtype, seed=1)
+    whole = gated(x)
+    for count in (*range(1, 30), 100):
+        assert torch.equal(gated(x[50 : 50 + count]), whole[50 : 50 + count]), f"batch of {count}"
+
+
+@DTYPES
 @pytest.mark.parametrize("in_features", [256, 255])
 def test_linear_gives_a_row_the_same_bits_in_every_batch(
     ops: CpuOps, in_features: int, dtype: torch.dtype

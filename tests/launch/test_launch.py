@@ -44,7 +44,7 @@ def files() -> ModelFiles:
 def told(
     config: ServeConfig, files: ModelFiles, folder: Path
 ) -> tuple[EngineConfig, list[FrontEndConfig], GrammarConfig]:
-    """What the processes would read at a start with incarnation 5."""
+    """What the processes would read at a start with incarnation 5, but for what is new at every start."""
     folder.mkdir(exist_ok=True)
     family = describe_family(config, files, folder, listen_fd=9)
     engine_argv = family.engines[0].command(5)

@@ -1,0 +1,71 @@
+"""Linear layers whose weights have 8 or 4 bits, on CPUs."""
+
+from __future__ import annotations
+
+import torch
+
+from .library import SUFFIXES, Library
+
+LONG_PRODUCT = 5_000_000  # multiply-adds from which on the GIL is given back meanwhile
+
+
+class QuantizedCpuLinear:
+    """y = x @ weight.T + bias over a weight quantised into the kernels' panels; the original is not kept.
+
+    `gated`: y = silu(gate) · up, gate being the first half of that product's features and up the second. Activations
+    are rounded to 16 bits relative to the largest of 128, which loses less than bfloat16 itself.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        bits: int,
+        *,
+        gated: bool = False,
+    ) -> None:
+        rows, self.in_features = weight.shape
+        self.out_features = rows // 2 if gated else rows
+        self.gated = gated
+        self.dtype = weight.dtype
+        suffix = SUFFIXES[weight.dtype]
+        self._library = library
+        shape = (self.out_features, self.in_features, int(gated))
+        self._packed = torch.empty(library.quick["quantized_bytes"](bits, *shape), dtype=torch.uint8)
+        self._bias = None if bias is None else bias.float().contiguous()
+        weight = weight if weight.stride(1) == 1 else weight.contiguous()
+        packed = self._packed.data_ptr()
+        library.quick["advise_huge"](packed, self._packed.nbytes)
+        library.long[f"quantized_pack_{suffix}"](bits, weight.data_ptr(), weight.stride(0), *shape, packed)
+        self._handle = library.quick["quantized_new"](
+            bits, packed, None if self._bias is None else self._bias.data_ptr(), *shape
+        )
+        self._quick, self._long = library.quick[f"quantized_{suffix}"], library.long[f"quantized_{suffix}"]
+        self._rows = library.quick[f"quantized_rows_{suffix}"]
+        self._quick_tokens = LONG_PRODUCT // (rows * self.in_features)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self._library.quick["quantized_free"](self._handle)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(T, in_features) -> (T, out_features), same dtype."""
+        assert x.shape[1] == self.in_features
+        assert x.dtype == self.dtype
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        tokens = x.shape[0]
+        y = torch.empty((tokens, self.out_features), dtype=self.dtype)
+        call = self._quick if tokens <= self._quick_tokens else self._long
+        call(self._handle, x.data_ptr(), x.stride(0), tokens, y.data_ptr())
+        return y
+
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of the weight as it was rounded, (N,) int -> (N, in_features) (microseconds a row)."""
+        assert not self.gated, "a gated product is no table"
+        ids = ids.to(torch.int32).contiguous()
+        assert not len(ids) or 0 <= int(ids.min()) <= int(ids.max()) < self.out_features
+        out = torch.empty((len(ids), self.in_features), dtype=self.dtype)
+        self._rows(self._handle, ids.data_ptr(), len(ids), out.data_ptr())
+        return out
