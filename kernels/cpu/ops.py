@@ -12,69 +12,12 @@ from ..reference import TorchGatedLinear, TorchLinear, TorchOps
 from ..sampling.interface import Sampling
 from .graph import CpuRecorder
 from .library import SUFFIXES, Library
-from .quantized import QuantizedCpuLinear
+from .linear import CpuLinear
 from .sampling import CpuSampling
 
 # What is expected to run longer than some 50 microseconds gives the GIL back meanwhile.
-LONG_PRODUCT = 5_000_000  # multiply-adds of a linear
 LONG_PASS = 200_000  # elements of a norm, gate or rotation
 LONG_MASK = 1_000_000  # logits
-
-
-class CpuLinear:
-    """y = x @ weight.T + bias over a weight repacked into the kernels' panels; the original is not kept.
-
-    `gated`: y = silu(gate) · up, gate being the first half of that product's features and up the second.
-    """
-
-    def __init__(
-        self, library: Library, weight: torch.Tensor, bias: torch.Tensor | None, *, gated: bool = False
-    ) -> None:
-        rows, self.in_features = weight.shape
-        self.out_features = rows // 2 if gated else rows
-        self.gated = gated
-        self.dtype = weight.dtype
-        suffix, is_bf16 = SUFFIXES[weight.dtype], int(weight.dtype == torch.bfloat16)
-        self._library = library
-        shape = (self.out_features, self.in_features, int(gated))
-        words = library.quick["linear_words"](is_bf16, *shape)
-        self._packed = torch.empty(words, dtype=torch.int32)
-        self._bias = None if bias is None else bias.float().contiguous()
-        weight = weight if weight.stride(1) == 1 else weight.contiguous()
-        packed = self._packed.data_ptr()
-        library.quick["advise_huge"](packed, self._packed.nbytes)
-        library.long["linear_pack"](is_bf16, weight.data_ptr(), weight.stride(0), *shape, packed)
-        self._handle = library.quick["linear_new"](
-            is_bf16, packed, None if self._bias is None else self._bias.data_ptr(), *shape
-        )
-        self._quick, self._long = library.quick[f"linear_{suffix}"], library.long[f"linear_{suffix}"]
-        self._rows = library.quick[f"linear_rows_{suffix}"]
-        self._quick_tokens = LONG_PRODUCT // (rows * self.in_features)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_handle"):
-            self._library.quick["linear_free"](self._handle)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(T, in_features) -> (T, out_features), same dtype."""
-        assert x.shape[1] == self.in_features
-        assert x.dtype == self.dtype
-        if x.stride(1) != 1:
-            x = x.contiguous()
-        tokens = x.shape[0]
-        y = torch.empty((tokens, self.out_features), dtype=self.dtype)
-        call = self._quick if tokens <= self._quick_tokens else self._long
-        call(self._handle, x.data_ptr(), x.stride(0), tokens, y.data_ptr())
-        return y
-
-    def rows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows of the weight, (N,) int -> (N, in_features), gathered out of the panels (microseconds a row)."""
-        assert not self.gated, "a gated product is no table"
-        ids = ids.to(torch.int32).contiguous()
-        assert not len(ids) or 0 <= int(ids.min()) <= int(ids.max()) < self.out_features
-        out = torch.empty((len(ids), self.in_features), dtype=self.dtype)
-        self._rows(self._handle, ids.data_ptr(), len(ids), out.data_ptr())
-        return out
 
 
 class CpuOps:
@@ -109,19 +52,16 @@ class CpuOps:
         """Repack or quantise a weight (out, in); the caller should drop its own reference."""
         if weight.dtype not in SUFFIXES:
             return TorchLinear(weight, bias)
-        if self._quantization is not None:
-            bits = self._quantization.bits(is_head=is_head)
-            return QuantizedCpuLinear(self._library, weight, bias, bits)
-        return CpuLinear(self._library, weight, bias)
+        return CpuLinear(self._library, weight, bias, bits=self._bits(is_head=is_head))
 
     def gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
         """Repack gate (I, H) above up (I, H), so that one pass makes silu(gate) · up."""
         if weight.dtype not in SUFFIXES:
             return TorchGatedLinear(TorchLinear(weight, bias))
-        if self._quantization is not None:
-            bits = self._quantization.bits(is_head=False)
-            return QuantizedCpuLinear(self._library, weight, bias, bits, gated=True)
-        return CpuLinear(self._library, weight, bias, gated=True)
+        return CpuLinear(self._library, weight, bias, gated=True, bits=self._bits(is_head=False))
+
+    def _bits(self, *, is_head: bool) -> int | None:
+        return None if self._quantization is None else self._quantization.bits(is_head=is_head)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """(..., H) -> (..., H)."""
