@@ -141,6 +141,7 @@ class ModelRunner:
         hidden = self._forward(batch)
         logprobs = self._score_prompts(plan, q_start, hidden)
         tokens: Int32 = np.zeros(0, np.int32)
+        counts = plan.sample.astype(np.int32)
         ended: list[Ended] = []
         if rows.size:
             sampled, more, ended = self._sample(plan, q_start, hidden, rows, masks)
@@ -148,8 +149,11 @@ class ModelRunner:
             tokens = sampled.cpu().numpy()
             if masks is not None:
                 self._grammars.drawn(masks, tokens)
+            if ended:
+                counts[[row for row, _ in ended]] = 0
+                tokens = tokens[counts[rows] > 0]
         return StepResult(
-            counts=plan.sample.astype(np.int32),
+            counts=counts,
             tokens=tokens,
             logprobs=logprobs,
             pooled=self._pool(plan, q_start, hidden),

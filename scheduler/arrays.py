@@ -9,3 +9,4 @@ import numpy.typing as npt
 
 Int32: TypeAlias = npt.NDArray[np.int32]
 Bool: TypeAlias = npt.NDArray[np.bool_]
+Rows: TypeAlias = npt.NDArray[np.intp]  # indexes, as NumPy finds them

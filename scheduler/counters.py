@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import msgspec
+import numpy as np
 
+from .arrays import Int32
 from .messages import EngineLoad
-from .plan import StepPlan
+from .plan import StepPlan, StepResult
 
 
 @dataclass(slots=True)
@@ -25,14 +27,29 @@ class Counters:
     mixed_prefill_tokens: int = 0
     mixed_step_seconds: float = 0.0
     mixed_expected_seconds: float = 0.0
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    accepted_at: list[int] = field(default_factory=list)
 
-    def mixed_step(self, plan: StepPlan, seconds: float, target_s: float) -> None:
-        """A step that had decodes and prefill took `seconds`; `target_s` 0 = it was not to be shorter."""
+    def mixed_step(self, plan: StepPlan, result: StepResult, target_s: float) -> None:
+        """A step had decodes and prefill; `target_s` 0 = it was not to be shorter."""
+        seconds = result.device_seconds
         self.mixed_steps += 1
         self.mixed_steps_late += bool(target_s) and seconds > target_s
         self.mixed_prefill_tokens += plan.num_tokens - plan.num_decode_rows
         self.mixed_step_seconds += seconds
         self.mixed_expected_seconds += plan.expected_seconds
+
+    def verified(self, drafted: Int32, accepted: Int32) -> None:
+        """Rows verified `drafted` (n,) tokens, of which the first `accepted` (n,) were right."""
+        self.num_drafts += int(np.count_nonzero(drafted))
+        self.num_draft_tokens += int(drafted.sum())
+        self.num_accepted_tokens += int(accepted.sum())
+        reached = np.bincount(accepted, minlength=1)[1:]  # [i]: rows that accepted exactly i + 1
+        self.accepted_at += [0] * (reached.size - len(self.accepted_at))
+        for position, count in enumerate(reached[::-1].cumsum()[::-1].tolist()):
+            self.accepted_at[position] += count
 
     def fill(self, load: EngineLoad) -> EngineLoad:
         """`load` with these counts in it."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import Int32
+from .arrays import Int32, Rows
 from .groups import KVGroup
 from .pages import PagePool
 from .plan import PageUpdates
@@ -16,6 +16,7 @@ from .requests import Request
 _NO_END = 1 << 31
 _EMPTY: Int32 = np.zeros(0, np.int32)
 _EMPTY.flags.writeable = False
+_NO_ROWS: Rows = np.zeros(0, np.intp)
 
 
 @dataclass(slots=True)
@@ -31,9 +32,9 @@ class Hit:
 class KVCache:
     """Pools, radix tree and page tables of all KV groups.
 
-    `tables[g]` is int32 (num_slots, max_pages). A slot that has computed (or planned) n tokens holds the pages for
-    indexes firsts[g][slot] .. ceil(n / page_size) - 1. Every change is recorded for the plan under construction and
-    collected by `updates`.
+    `tables[g]` is int32 (num_slots, max_pages). A slot holds the pages for indexes firsts[g][slot] ..
+    reach[slot] / page_size - 1, so it may write to the positions below `reach` (num_slots,) int32. Every change is
+    recorded for the plan under construction and collected by `updates`.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class KVCache:
         max_pages = self.pages_for(max_model_len)
         self.tables: list[Int32] = [np.zeros((num_slots, max_pages), np.int32) for _ in groups]
         self.firsts: list[Int32] = [np.zeros(num_slots, np.int32) for _ in groups]
+        self.reach: Int32 = np.zeros(num_slots, np.int32)
         self.sliding = [
             (index, group.window)
             for index, group in enumerate(groups)
@@ -171,6 +173,7 @@ class KVCache:
 
     def admit(self, slot: int, hit: Hit) -> None:
         """Hold the pages of the hit and write them into the slot's table."""
+        self.reach[slot] = hit.num_tokens
         for group, pool in enumerate(self.pools):
             pages, first = hit.pages[group], hit.firsts[group]
             pool.hold(pages)
@@ -180,13 +183,38 @@ class KVCache:
                 self.tables[group][slot, indexes] = pages
                 self._changes[group].append((np.full(pages.size, slot, np.int32), indexes, pages))
 
-    def grow(self, slot: int, old_tokens: int, new_tokens: int) -> None:
-        """Pages for positions old_tokens .. new_tokens-1 of one slot."""
-        indexes = np.arange(self.pages_for(old_tokens), self.pages_for(new_tokens), dtype=np.int32)
-        if indexes.size:
-            self.grow_rows(np.full(indexes.size, slot, np.int32), indexes)
+    def grow(self, slot: int, end: int) -> None:
+        """Pages for the positions of one slot below `end`."""
+        first, beyond = int(self.reach[slot]) // self.page_size, self.pages_for(end)
+        if beyond > first:
+            indexes = np.arange(first, beyond, dtype=np.int32)
+            self._take(np.full(indexes.size, slot, np.int32), indexes)
+            self.reach[slot] = beyond * self.page_size
 
-    def grow_rows(self, slots: Int32, indexes: Int32) -> None:
+    def lacking(self, slots: Int32, ends: Int32) -> tuple[Rows, Int32]:
+        """Which of `slots` (their indexes) need pages to write to the positions below their `ends`, and how many each
+        needs in every group."""
+        reach = self.reach[slots]
+        rows = np.flatnonzero(ends > reach)
+        if not rows.size:
+            return _NO_ROWS, _EMPTY
+        beyond = ends[rows] - reach[rows]
+        if beyond.max() == 1:
+            return rows, beyond
+        return rows, -(-beyond // np.int32(self.page_size))
+
+    def grow_rows(self, slots: Int32, counts: Int32) -> None:
+        """`counts` (n,) positive more pages for each of `slots`."""
+        indexes = self.reach[slots] // np.int32(self.page_size)
+        self.reach[slots] += counts * np.int32(self.page_size)
+        total = int(counts.sum())
+        if total > slots.size:
+            begins = np.cumsum(counts, dtype=np.int32) - counts
+            slots = np.repeat(slots, counts)
+            indexes = np.arange(total, dtype=np.int32) + np.repeat(indexes - begins, counts)
+        self._take(slots, indexes)
+
+    def _take(self, slots: Int32, indexes: Int32) -> None:
         """One new page for each (slot, index) pair in every group."""
         for group, table in enumerate(self.tables):
             pages = self.tree.take(group, slots.size)
@@ -224,8 +252,8 @@ class KVCache:
                 request.node, request.cache_salt, request.data, pages, rows, firsts
             )
 
-    def release(self, request: Request, slot: int, num_tokens: int, cacheable: int) -> None:
-        """Take away all pages of a slot that holds `num_tokens`; full pages below `cacheable` stay cached."""
+    def release(self, request: Request, slot: int, cacheable: int) -> None:
+        """Take away all pages of a slot; full pages below position `cacheable` stay cached."""
         firsts = self._firsts_of(slot)
         node = request.node
         pages = cacheable // self.page_size
@@ -233,7 +261,7 @@ class KVCache:
             data = request.tokens[: pages * self.page_size].tobytes()
             rows = [table[slot] for table in self.tables]
             node = self.tree.adopt(node, request.cache_salt, data, pages, rows, firsts)
-        end = self.pages_for(num_tokens)
+        end = int(self.reach[slot]) // self.page_size
         for group, first in enumerate(firsts):
             self.tree.drop(group, self.tables[group][slot, first:end].copy())
         if node is not None:
@@ -245,12 +273,12 @@ class KVCache:
     def _firsts_of(self, slot: int) -> list[int]:
         return [int(firsts[slot]) for firsts in self.firsts]
 
-    def check(self, holdings: dict[int, tuple[Request, int]]) -> None:
-        """Every page is exactly one of free, cached, held; `holdings` maps live slots to (request, tokens planned)."""
+    def check(self, holders: dict[int, Request]) -> None:
+        """Every page is exactly one of free, cached, held; `holders` are the requests in live slots."""
         for group, pool in enumerate(self.pools):
             counted = np.zeros(pool.num_pages, np.int32)
-            for slot, (_, num_tokens) in holdings.items():
-                first, end = int(self.firsts[group][slot]), self.pages_for(num_tokens)
+            for slot in holders:
+                first, end = int(self.firsts[group][slot]), int(self.reach[slot]) // self.page_size
                 pages = self.tables[group][slot, first:end]
                 assert len(set(pages.tolist())) == len(pages), "a request holds a page twice"
                 counted[pages] += 1
@@ -266,7 +294,7 @@ class KVCache:
             )
             assert stack.size == pool.num_free
             assert int(np.count_nonzero(cached)) == pool.num_cached
-            for slot, (request, _) in holdings.items():
+            for slot, request in holders.items():
                 node = request.node
                 while node is not None and node.alive and node.parent is not None:
                     index = node.depth - 1

@@ -339,6 +339,10 @@ class EngineLoad(Struct, frozen=True, kw_only=True):
     mixed_prefill_tokens: int = 0
     mixed_step_seconds: float = 0.0
     mixed_expected_seconds: float = 0.0
+    num_drafts: int = 0  # rows that had tokens drafted for them
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    accepted_at: list[int] = []  # [i]: rows whose draft was right up to its token i, that one included
     num_steps: int = 0
     step_seconds: float = 0.0  # device time summed over steps
     schedule_seconds: float = 0.0  # plan + commit, summed

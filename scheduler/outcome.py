@@ -32,14 +32,21 @@ def undelivered_scores(request: Request, start: int, entry: RowLogprobs) -> RowL
     request.num_scored = max(request.num_scored, start + len(entry.token_ids))
     if again >= len(entry.token_ids):
         return None
-    if not again:
-        return entry
+    return part(entry, slice(again, None)) if again else entry
+
+
+def first_scores(entry: RowLogprobs, count: int) -> RowLogprobs:
+    """Those of the first `count` tokens of a row."""
+    return part(entry, slice(count)) if count < len(entry.token_ids) else entry
+
+
+def part(entry: RowLogprobs, tokens: slice) -> RowLogprobs:
     return RowLogprobs(
         row=entry.row,
-        is_prompt=True,
-        token_ids=entry.token_ids[again:],
-        logprobs=entry.logprobs[again:],
-        ranks=entry.ranks[again:],
-        top_ids=entry.top_ids[again:],
-        top_logprobs=entry.top_logprobs[again:],
+        is_prompt=entry.is_prompt,
+        token_ids=entry.token_ids[tokens],
+        logprobs=entry.logprobs[tokens],
+        ranks=entry.ranks[tokens],
+        top_ids=entry.top_ids[tokens],
+        top_logprobs=entry.top_logprobs[tokens],
     )

@@ -36,13 +36,18 @@ class PageUpdates:
 
 @dataclass(slots=True)
 class StepPlan:
-    """One ragged batch. Rows 0 .. num_decode_rows-1 are decodes (one query token, sampled); chunks of prefill follow.
+    """One ragged batch. Rows 0 .. num_decode_rows-1 are decodes (sampled); chunks of prefill follow.
 
     Row i computes positions starts[i] .. starts[i]+lens[i]-1 of the request in slots[i]; the input token of each
     position is read from the device's token buffer, where earlier steps (perhaps one still in flight) wrote it.
     Where sample[i], the token after the row's last position is drawn, written to the device's token buffer and
     returned. Apply `inits` and `pages` before running. `expected_seconds` is what the scheduler expects a step with
     prefill to take, 0 where it has no opinion.
+
+    A decode has one query token. With `drafts` its row may have up to drafts[i] more: tokens that the device proposes
+    for the positions after it and verifies, of which it keeps those that would have been drawn. While such a row is in
+    flight its slot's position is known to the device alone, so `starts` of decodes is an upper bound, as `lens` and
+    `num_tokens` are; pages are there for all of it.
     """
 
     step: int
@@ -55,6 +60,7 @@ class StepPlan:
     inits: list[SlotInit] = field(default_factory=list)
     pages: list[PageUpdates] = field(default_factory=list)  # one per KV group
     expected_seconds: float = 0.0
+    drafts: Int32 | None = None  # (rows,); None = nothing is verified
 
 
 @dataclass(slots=True)
@@ -86,7 +92,9 @@ class RowPooled:
 class StepResult:
     """What a plan produced: `counts` int32 (rows,) new tokens per row (0 where not sampled), `tokens` int32 flat.
 
-    `ended` are rows for which nothing is left that may come, and how their requests end; their tokens mean nothing.
+    `ended` are rows for which nothing is left that may come after their tokens (perhaps none), and how their requests
+    end. `drafted` int32 (rows,), for a plan with drafts: how many each row did verify; one token more than were right
+    is new, but in an ended row.
     """
 
     counts: Int32
@@ -95,3 +103,21 @@ class StepResult:
     pooled: list[RowPooled] = field(default_factory=list)
     ended: list[tuple[int, FinishReason]] = field(default_factory=list)
     device_seconds: float = 0.0
+    drafted: Int32 | None = None
+
+
+def check_counts(plan: StepPlan, result: StepResult) -> None:
+    """AssertionError if `result` has not as many tokens in every row as `plan` asks for."""
+    counts, sample = result.counts, plan.sample
+    if plan.drafts is None and not result.ended:
+        right = np.array_equal(counts, sample) and result.tokens.size == np.count_nonzero(sample)
+    else:
+        most = sample.astype(np.int32)
+        least = most.copy()
+        least[[row for row, _ in result.ended]] = 0
+        if plan.drafts is not None:
+            assert result.drafted is not None
+            assert (result.drafted <= plan.drafts).all(), "more was drafted than there is room for"
+            most += result.drafted
+        right = bool(((least <= counts) & (counts <= most)).all()) and result.tokens.size == counts.sum()
+    assert right, "every sampled row brings a token and at most one for each draft besides, the others none"

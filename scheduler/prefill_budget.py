@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 
-from .arrays import Int32
-from .plan import StepPlan
+from .plan import StepPlan, StepResult
 from .step_time import StepContents, StepTimeModel
 
 # Every step takes this much of a prompt, and cuts no chunk shorter: up to about as many rows beside the decodes cost no
@@ -67,19 +66,23 @@ class StallFree:
         self._mixed_in_a_row = ALONE_EVERY  # planned
         self._alone_in_a_row = 0  # committed
 
-    def budget(self, max_tokens: int, starts: Int32) -> PrefillBudget:
-        """For a step of at most `max_tokens` tokens that has decodes at positions `starts`."""
-        tokens = max_tokens - starts.size
-        if not self.target_s or not starts.size:
+    def budget(self, max_tokens: int, decode_tokens: int, decode_attended: int) -> PrefillBudget:
+        """For a step of at most `max_tokens` tokens that has so many of decodes (`StepContents`)."""
+        tokens = max_tokens - decode_tokens
+        if not self.target_s or not decode_tokens:
             return PrefillBudget(tokens)
         if self._mixed_in_a_row >= ALONE_EVERY:
             return PrefillBudget(0)
         if not self.model.knows_prefill:
             return PrefillBudget(tokens, self.model, 0.0)
-        contents = StepContents(starts.size, int(starts.sum()) + starts.size)
+        contents = StepContents(decode_tokens, decode_attended)
         begin = self.model.prefill_begin_seconds(contents)
         allowed = max(self.target_s, MAX_SLOWDOWN * self.model.decode_seconds(contents))
         return PrefillBudget(tokens, self.model, allowed - begin)
+
+    def decode_seconds(self, num_tokens: int) -> float:
+        """What a step of decodes with so many tokens is predicted to take; 0 before one was measured."""
+        return self.model.decode_seconds(StepContents(num_tokens))
 
     def expect(self, plan: StepPlan) -> float:
         """Seconds that this step, which is next, is predicted to take; 0 without prefill or a prediction."""
@@ -91,11 +94,11 @@ class StallFree:
         self._mixed_in_a_row += plan.num_decode_rows > 0
         return self.model.predict(StepContents.of(plan))
 
-    def observe(self, plan: StepPlan, seconds: float) -> None:
-        """The step took `seconds` on the device."""
+    def observe(self, plan: StepPlan, result: StepResult) -> None:
+        """What the step did and how long it took."""
         if not self.target_s:
             return
         alone = plan.num_decode_rows == plan.slots.size
         self._alone_in_a_row = self._alone_in_a_row + 1 if alone else 0
         if self._alone_in_a_row <= ALONE_LEARNT or self._alone_in_a_row % 8 == 0:
-            self.model.observe(StepContents.of(plan), seconds)
+            self.model.observe(StepContents.of(plan, result.drafted), result.device_seconds)

@@ -8,12 +8,14 @@ import numpy as np
 
 from .arrays import Bool, Int32
 from .counters import Counters
+from .decode_rows import DecodePlanner, DecodeRows
+from .drafting import DraftLengths
 from .kv_cache import Hit, KVCache
 from .kv_events import KVEventLog, KVEventPublisher
 from .limits import QueueFull, RequestTooLong, SchedulerConfig, refuse_what_never_fits
 from .messages import EngineLoad, FinishReason
-from .outcome import StepOutcome, undelivered_scores
-from .plan import RowLogprobs, SlotInit, StepPlan, StepResult
+from .outcome import StepOutcome, first_scores, undelivered_scores
+from .plan import RowLogprobs, SlotInit, StepPlan, StepResult, check_counts
 from .policies import POLICIES
 from .prefill_budget import PrefillBudget, StallFree
 from .requests import Request, State
@@ -31,10 +33,15 @@ class Scheduler:
 
     Several plans may be made before the first is committed; commits come in the order of plans. `num_slots` is how
     many slots the device's arrays need: a few more than may run, because a slot whose request ended rests until the
-    steps that still name it were committed.
+    steps that still name it were committed. With `drafting` the device may verify drafts.
     """
 
-    def __init__(self, config: SchedulerConfig, events: KVEventPublisher | None = None) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        events: KVEventPublisher | None = None,
+        drafting: DraftLengths | None = None,
+    ) -> None:
         self.config = config
         self.num_slots = config.max_num_seqs + min(config.max_num_seqs, _MAX_RESTING_SLOTS)
         self._log = KVEventLog(config.groups, config.page_size, events) if events is not None else None
@@ -56,6 +63,8 @@ class Scheduler:
         self._next_sequence = 0
         self._counters = Counters()
         self._stall_free = StallFree(config.target_itl_ms / 1000)
+        self._drafting = drafting
+        self._decodes = DecodePlanner(self._slots, self._kv, config.max_num_batched_tokens, drafting)
 
     # ---------------------------------------------------------------------------------------------------- requests
 
@@ -107,15 +116,19 @@ class Scheduler:
         Beside decodes, prefill gets as much as the target of the step's time leaves.
         """
         preempted_before = self._counters.num_preemptions
-        slots, starts = self._plan_decodes()
+        decodes = self._decodes.plan(
+            lambda: self._preempt(self._last_in_rank()), self._stall_free.decode_seconds
+        )
         chunks: list[tuple[int, int, int]] = []
         inits: list[SlotInit] = []
         if self._prefills or len(self._waiting):
-            budget = self._stall_free.budget(self.config.max_num_batched_tokens, starts)
+            budget = self._stall_free.budget(
+                self.config.max_num_batched_tokens, decodes.num_tokens, decodes.attended
+            )
             self._plan_prefills(chunks, budget)
             if self._counters.num_preemptions == preempted_before:
                 inits = self._plan_admissions(chunks, budget, now)
-        if not slots.size and not chunks:
+        if not decodes.slots.size and not chunks:
             if self._in_flight or not self._num_running:
                 return None
             # All that run are prefills without pages: the last gives way to the first.
@@ -123,54 +136,9 @@ class Scheduler:
             self._preempt(self._last_in_rank())
             return self.plan(now)
 
-        step = self._assemble(slots, starts, chunks, inits)
+        step = self._assemble(decodes, chunks, inits)
         self._in_flight.append(step)
         return step
-
-    def _plan_decodes(self) -> tuple[Int32, Int32]:
-        """(slots, positions) of this step's decodes, each with a page to write to."""
-        state, page_size = self._slots, self.config.page_size
-        slots = state.decodes()
-        starts: Int32 = state.computed[slots]
-        if not slots.size:
-            return slots, starts
-        self._kv.give_back(slots, starts)
-        crossing = starts % page_size == 0
-        count = np.count_nonzero(crossing)
-        if count:
-            if count > self._kv.available():
-                slots, starts = self._make_room()
-                crossing = starts % page_size == 0
-            crossers: Int32 = slots[crossing]
-            if crossers.size:
-                self._kv.grow_rows(crossers, starts[crossing] // np.int32(page_size))
-        state.computed[slots] = starts + 1
-        ending = starts >= state.limit[slots] - 2
-        if ending.any():
-            state.drain(slots[ending])
-        return slots, starts
-
-    def _make_room(self) -> tuple[Int32, Int32]:
-        """The decodes that can have their page now.
-
-        Pages of requests that end at a commit to come are waited for: until then the last in rank of those that
-        lack a page pause. Otherwise the last in rank of all running requests is preempted until the rest fits.
-        """
-        state = self._slots
-        while True:
-            slots = state.decodes()
-            starts = state.computed[slots]
-            crossing = starts % self.config.page_size == 0
-            lacking = int(np.count_nonzero(crossing)) - self._kv.available()
-            if lacking <= 0:
-                return slots, starts
-            if (state.phase == Phase.DRAIN).any():
-                rows = np.flatnonzero(crossing).tolist()
-                rows.sort(key=lambda row: self._request_in(int(slots[row])).rank)
-                keep = np.ones(slots.size, np.bool_)
-                keep[rows[len(rows) - lacking :]] = False
-                return slots[keep], starts[keep]
-            self._preempt(self._last_in_rank())
 
     def _plan_prefills(self, chunks: list[tuple[int, int, int]], budget: PrefillBudget) -> None:
         """Append chunks (slot, start, length) of the prefills that have begun."""
@@ -191,7 +159,7 @@ class Scheduler:
             return 0
         budget.take(start, length)
         end = start + length
-        kv.grow(slot, start, end)
+        kv.grow(slot, end)
         state.computed[slot] = end
         request = self._request_in(slot)
         kv.cache(request, slot, end)
@@ -252,6 +220,8 @@ class Scheduler:
         self._waiting.admitted(request)
         request.move(State.RUNNING)
         slot = self._slots.assign(request, request.token_limit(self.config.max_model_len))
+        if self._drafting is not None:
+            self._drafting.start(slot)
         self._kv.admit(slot, hit)
         self._slots.computed[slot] = hit.num_tokens
         request.node = hit.nodes[-1] if hit.nodes else None
@@ -271,11 +241,17 @@ class Scheduler:
         return slot
 
     def _assemble(
-        self, slots: Int32, starts: Int32, chunks: list[tuple[int, int, int]], inits: list[SlotInit]
+        self, decodes: DecodeRows, chunks: list[tuple[int, int, int]], inits: list[SlotInit]
     ) -> StepPlan:
+        slots, starts = decodes.slots, decodes.starts
         num_decodes = slots.size
         lens: Int32 = np.ones(num_decodes + len(chunks), np.int32)
         sample: Bool = np.ones(num_decodes + len(chunks), np.bool_)
+        drafts: Int32 | None = None
+        if decodes.drafts is not None and decodes.drafts.any():
+            drafts = np.zeros(lens.size, np.int32)
+            drafts[:num_decodes] = decodes.drafts
+            lens += drafts
         if chunks:
             table = np.array(chunks, np.int32)
             slots = np.concatenate([slots, table[:, 0]])
@@ -298,6 +274,7 @@ class Scheduler:
             num_tokens=int(lens.sum()),
             inits=inits,
             pages=self._kv.updates(),
+            drafts=drafts,
         )
         plan.expected_seconds = self._stall_free.expect(plan)
         return plan
@@ -308,31 +285,26 @@ class Scheduler:
         """Take in what the oldest plan in flight produced. Rows of requests that ended meanwhile are dropped."""
         assert self._in_flight, "no step is in flight"
         assert self._in_flight[0] is plan, "steps are committed in the order they were planned"
-        assert np.array_equal(result.counts, plan.sample), (
-            "every sampled row brings one token, the others none"
-        )
+        check_counts(plan, result)
         state = self._slots
-        self._stall_free.observe(plan, result.device_seconds)
+        self._stall_free.observe(plan, result)
         if 0 < plan.num_decode_rows < plan.slots.size:
-            self._counters.mixed_step(plan, result.device_seconds, self._stall_free.target_s)
-        ended = self._end_rows(plan, result.ended)
+            self._counters.mixed_step(plan, result, self._stall_free.target_s)
         live: Bool = state.phase[plan.slots] != Phase.FREE
-        drawn = live & plan.sample
-        if drawn.all():
-            slots, tokens = plan.slots, result.tokens
-        else:
-            slots, tokens = plan.slots[drawn], result.tokens[drawn[plan.sample]]
-        stopped, ends = state.append(slots, tokens)
-        repeating = state.repeats(slots, tokens)
-        if repeating:
-            ends = ends | np.isin(slots, list(repeating))
-        self._counters.generation_tokens += slots.size
+        if plan.drafts is not None:
+            self._settle(plan, result, live)
+        drawn = live & (result.counts > 0)
+        slots, counts, tokens = plan.slots, result.counts, result.tokens
+        if not drawn.all():
+            tokens = tokens[np.repeat(drawn, counts)]
+            slots, counts = slots[drawn], counts[drawn]
+        new = state.append(slots, counts, tokens)
+        self._counters.generation_tokens += new.tokens.size
         outcome = StepOutcome(
             frontend_ids=state.frontend_ids[slots],
             request_ids=state.request_ids[slots],
-            counts=np.ones(slots.size, np.uint16),
-            tokens=tokens,
-            finished=ended,
+            counts=new.kept.astype(np.uint16),
+            tokens=new.tokens,
         )
         for entry in result.logprobs:
             if live[entry.row]:
@@ -340,6 +312,9 @@ class Scheduler:
                 scores: RowLogprobs | None = entry
                 if entry.is_prompt:
                     scores = undelivered_scores(request, int(plan.starts[entry.row]), entry)
+                elif new.tokens.size < tokens.size:
+                    row = int(np.count_nonzero(drawn[: entry.row]))
+                    scores = first_scores(entry, int(new.kept[row]))
                 if scores is not None:
                     outcome.logprobs.append((request, scores))
         for pooled in result.pooled:
@@ -347,30 +322,38 @@ class Scheduler:
                 outcome.pooled.append((self._request_in(int(plan.slots[pooled.row])), pooled))
         self._in_flight.popleft()
         self._finish_prefills(plan, live, now, outcome)
-        for row in np.flatnonzero(ends).tolist():
-            slot = int(slots[row])
-            request = self._request_in(slot)
-            reason: FinishReason = "stop" if stopped[row] else "length"
-            if slot in repeating and not stopped[row] and state.known[slot] < state.limit[slot]:
-                reason = "repetition"
-            self._vacate(request)
-            self._finish(request, reason)
-            outcome.finished.append(request)
+        for row in np.flatnonzero(new.ends).tolist():
+            reason: FinishReason = (
+                "stop" if new.stopped[row] else "repetition" if new.repeats[row] else "length"
+            )
+            self._end(self._request_in(int(slots[row])), reason, outcome)
+        for plan_row, reason in result.ended:
+            ended = state.requests[plan.slots[plan_row]]
+            if live[plan_row] and ended is not None:
+                self._end(ended, reason, outcome)
         state.wake(plan.step)
         if self._log is not None:
             self._log.committed(plan.step)
         return outcome
 
-    def _end_rows(self, plan: StepPlan, ended: list[tuple[int, FinishReason]]) -> list[Request]:
-        """Finish the requests of rows that cannot go on, without the token of this step; returns them."""
-        finished = []
-        for row, reason in ended:
-            request = self._slots.requests[plan.slots[row]]
-            if request is not None:
-                self._vacate(request)
-                self._finish(request, reason)
-                finished.append(request)
-        return finished
+    def _settle(self, plan: StepPlan, result: StepResult, live: Bool) -> None:
+        """Take in how many drafts of this step were right."""
+        assert plan.drafts is not None
+        assert result.drafted is not None
+        assert self._drafting is not None
+        decodes = plan.num_decode_rows
+        rows = np.flatnonzero(live[:decodes] & (result.counts[:decodes] > 0))
+        slots, counts, drafted = plan.slots[rows], result.counts[rows], result.drafted[rows]
+        self._slots.settle(slots, plan.drafts[rows], counts)
+        accepted = counts - np.int32(1)
+        self._drafting.observe(slots, drafted, accepted)
+        self._counters.verified(drafted, accepted)
+
+    def _end(self, request: Request, reason: FinishReason, outcome: StepOutcome) -> None:
+        """Finish a running request at a commit."""
+        self._vacate(request)
+        self._finish(request, reason)
+        outcome.finished.append(request)
 
     def _finish_prefills(self, plan: StepPlan, live: Bool, now: float, outcome: StepOutcome) -> None:
         """First tokens, and the end of requests that wanted no token at all."""
@@ -387,9 +370,7 @@ class Scheduler:
                     (request, request.admitted_at - request.arrival, now - request.admitted_at)
                 )
             if ends:
-                self._vacate(request)
-                self._finish(request, "stop" if request.pooling is not None else "length")
-                outcome.finished.append(request)
+                self._end(request, "stop" if request.pooling is not None else "length", outcome)
 
     # ------------------------------------------------------------------------------------------------ giving slots up
 
@@ -419,7 +400,7 @@ class Scheduler:
         known, computed = int(state.known[slot]), int(state.computed[slot])
         if known > len(request.tokens):
             request.tokens = state.tokens[slot, :known].copy()
-        self._kv.release(request, slot, computed, min(known, computed) if keep_pages else 0)
+        self._kv.release(request, slot, min(known, computed) if keep_pages else 0)
         if state.phase[slot] == Phase.PREFILL:
             self._prefills.remove(slot)
         state.free(slot, self._in_flight[-1].step if self._in_flight else None)
@@ -495,6 +476,6 @@ class Scheduler:
             assert request.state is State.RUNNING
         for request in self._waiting:
             assert request.state in (State.WAITING, State.PREEMPTED)
-        self._kv.check(
-            {slot: (request, int(self._slots.computed[slot])) for slot, request in running.items()}
-        )
+        self._kv.check(running)
+        for slot in running:
+            assert 0 <= self._slots.doubt[slot] <= self._slots.computed[slot] <= self._kv.reach[slot]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -19,7 +20,7 @@ _NARROW = 16  # stop ids per slot that are compared vectorised; requests with mo
 class Phase(IntEnum):
     FREE = 0
     PREFILL = 1  # known tokens are still to be computed
-    DECODE = 2  # one token per step
+    DECODE = 2  # a token per step, or more with drafts
     DRAIN = 3  # its last step is planned; only the commit is missing
 
 
@@ -31,12 +32,25 @@ PHASES: dict[Phase, frozenset[Phase]] = {
 }
 
 
+@dataclass(slots=True)
+class Appended:
+    """What became of new tokens: `kept` (n,) of each slot, `tokens` (sum of kept,) flat, and per slot whether its last
+    one is a stop token, whether its output goes round in circles, and whether its request ends."""
+
+    kept: Int32
+    tokens: Int32
+    stopped: Bool
+    repeats: Bool
+    ends: Bool
+
+
 class SlotTable:
     """Arrays over slots (int32 unless said), valid where phase is not FREE.
 
     `tokens` (num_slots, max_model_len): what the host knows. `known`: how many of them. `computed`: positions whose
-    KV is computed or planned. `limit`: tokens at which the request ends. A decode row at position p draws token p+1,
-    so the last row that may be planned starts at `limit - 2`.
+    KV is computed or planned, if every draft in flight is accepted; up to `doubt` fewer, if none is. `limit`: tokens at
+    which the request ends. A decode row at position p draws token p+1, so the last row that may be planned starts at
+    `limit - 2`.
     """
 
     def __init__(self, num_slots: int, max_model_len: int) -> None:
@@ -45,6 +59,7 @@ class SlotTable:
         self.phase: npt.NDArray[np.int8] = np.zeros(num_slots, np.int8)
         self.known: Int32 = np.zeros(num_slots, np.int32)
         self.computed: Int32 = np.zeros(num_slots, np.int32)
+        self.doubt: Int32 = np.zeros(num_slots, np.int32)
         self.limit: Int32 = np.zeros(num_slots, np.int32)
         self.frontend_ids: Int32 = np.zeros(num_slots, np.int32)
         self.request_ids: npt.NDArray[np.uint32] = np.zeros(num_slots, np.uint32)
@@ -74,6 +89,7 @@ class SlotTable:
         self.tokens[slot, :count] = request.tokens
         self.known[slot] = count
         self.computed[slot] = 0
+        self.doubt[slot] = 0
         self.limit[slot] = limit
         self.frontend_ids[slot] = request.frontend_id
         self.request_ids[slot] = request.request_id
@@ -138,8 +154,34 @@ class SlotTable:
             assert request is not None
             yield slot, request
 
-    def append(self, slots: Int32, tokens: Int32) -> tuple[Bool, Bool]:
-        """One new token for each slot. Returns per slot: it was a stop token; the request ends here."""
+    def settle(self, slots: Int32, granted: Int32, counts: Int32) -> None:
+        """Rows of `slots` with up to `granted` drafts brought `counts` tokens (at least one) each."""
+        self.computed[slots] -= granted + np.int32(1) - counts
+        self.doubt[slots] -= granted
+
+    def append(self, slots: Int32, counts: Int32, tokens: Int32) -> Appended:
+        """New tokens for each slot: `counts` (n,) positive, `tokens` flat, up to the first that ends the request."""
+        if tokens.size == slots.size:
+            stopped, repeats, ends = self._append_one(slots, tokens)
+            return Appended(counts, tokens, stopped, repeats, ends)
+        begins = np.cumsum(counts, dtype=np.int32) - counts
+        kept: Int32 = np.zeros(slots.size, np.int32)
+        stopped, repeats, ends = (np.zeros(slots.size, np.bool_) for _ in range(3))
+        for offset in range(int(counts.max())):
+            rows = np.flatnonzero((counts > offset) & ~ends)
+            if not rows.size:
+                break
+            stopped[rows], repeats[rows], ends[rows] = self._append_one(
+                slots[rows], tokens[begins[rows] + offset]
+            )
+            kept[rows] += 1
+        if not np.array_equal(kept, counts):
+            offsets = np.arange(tokens.size, dtype=np.int32) - np.repeat(begins, counts)
+            tokens = tokens[offsets < np.repeat(kept, counts)]
+        return Appended(kept, tokens, stopped, repeats, ends)
+
+    def _append_one(self, slots: Int32, tokens: Int32) -> tuple[Bool, Bool, Bool]:
+        """Per slot: its new token is a stop token; its output goes round in circles; the request ends here."""
         known = self.known[slots]
         self.tokens[slots, known] = tokens
         known += 1
@@ -150,20 +192,18 @@ class SlotTable:
                 ids = self._many_stop_ids.get(slot)
                 if ids is not None and int(tokens[row]) in ids:
                     stopped[row] = True
-        stopped &= (known > self._stop_after[slots]) | self._always_stops[slots]
-        return stopped, stopped | (known >= self.limit[slots])
-
-    def repeats(self, slots: Int32, tokens: Int32) -> set[int]:
-        """The slots whose output goes round in circles with the new `tokens`; called once for every appended token."""
+        late = known > self._stop_after[slots]
+        stopped &= late | self._always_stops[slots]
+        full: Bool = known >= self.limit[slots]
+        ends = stopped | full
         if not self._repetition:
-            return set()
-        return {
-            slot
-            for row, slot in enumerate(slots.tolist())
-            if slot in self._repetition
-            and self._repetition[slot].push(int(tokens[row]))
-            and self.known[slot] > self._stop_after[slot]
-        }
+            return stopped, np.zeros(slots.size, np.bool_), ends
+        repeats: Bool = np.zeros(slots.size, np.bool_)
+        for row, slot in enumerate(slots.tolist()):
+            watch = self._repetition.get(slot)
+            if watch is not None and watch.push(int(tokens[row])):
+                repeats[row] = late[row] and not ends[row]
+        return stopped, repeats, ends | repeats
 
     def _set_stop_ids(self, slot: int, ids: list[int]) -> None:
         self._stop_ids[slot] = -1

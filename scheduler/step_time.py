@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import Int32
 from .plan import StepPlan
 
 Float64 = npt.NDArray[np.float64]
@@ -30,7 +31,7 @@ CLIP = 2.0  # deviations; a measurement further away moves the parts as if it we
 
 @dataclass(slots=True)
 class StepContents:
-    """What a step's time depends on. `attended` counts (query, key) pairs; a decode has one query."""
+    """What a step's time depends on. `attended` counts (query, key) pairs; a decode has one query and one per draft."""
 
     decode_tokens: int = 0
     decode_attended: int = 0
@@ -38,15 +39,20 @@ class StepContents:
     prefill_attended: float = 0.0
 
     @classmethod
-    def of(cls, plan: StepPlan) -> StepContents:
+    def of(cls, plan: StepPlan, drafted: Int32 | None = None) -> StepContents:
+        """What `plan` asks for, or did, once it is known how many tokens each row `drafted` (rows,)."""
         num_decodes = plan.num_decode_rows
-        decode_attended = int(plan.starts[:num_decodes].sum(dtype=np.int64)) + num_decodes
+        begins = plan.starts[:num_decodes].astype(np.int64)
+        decode_tokens, decode_attended = num_decodes, int(begins.sum()) + num_decodes
+        if plan.drafts is not None:
+            drafts = (plan.drafts if drafted is None else drafted)[:num_decodes].astype(np.int64)
+            decode_tokens += int(drafts.sum())
+            decode_attended += int((drafts * (begins + 1) + drafts * (drafts + 1) // 2).sum())
         if num_decodes == plan.slots.size:
-            return cls(plan.num_tokens, decode_attended)
+            return cls(decode_tokens, decode_attended)
         starts, lens = plan.starts[num_decodes:].astype(np.float64), plan.lens[num_decodes:]
-        prefill_tokens = int(lens.sum())
         attended = float((lens * (starts + (lens + 1) / 2)).sum())
-        return cls(plan.num_tokens - prefill_tokens, decode_attended, prefill_tokens, attended)
+        return cls(decode_tokens, decode_attended, int(lens.sum()), attended)
 
 
 class PositiveCost:

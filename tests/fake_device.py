@@ -3,12 +3,13 @@
 Each KV entry is a 64-bit number made from the token, its position and every KV entry that the position sees through
 the page table (all earlier ones in a full group, the window in a sliding one); a drawn token is made from the last
 entry. So one stale, foreign or overwritten page anywhere changes the output. `run_alone` is the same model without
-pages, slots or batches.
+pages, slots or batches. Where a plan leaves room for drafts, the device makes some up, right ones and wrong ones, and
+verifies them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from penstock.scheduler.groups import KVGroup
@@ -93,6 +94,7 @@ class FakeDevice:
     num_slots: int
     max_model_len: int
     vocab: int = VOCAB
+    right: float = 0.7  # share of right drafts
     computed_tokens: int = 0
     last_step: int = -1
     requests: dict[int, Request] = field(default_factory=dict)
@@ -117,18 +119,51 @@ class FakeDevice:
         assert plan.step > self.last_step, "plans run in order"
         self.last_step = plan.step
         self._apply(plan)
+        bound, drafted = self._bind(plan)
         entries: dict[tuple[int, int], int] = {}
         # Layer by layer every row's KV is written before any row attends: the order of positions has that effect.
         order = [
             (start + offset, row)
-            for row, (start, length) in enumerate(zip(plan.starts.tolist(), plan.lens.tolist(), strict=True))
+            for row, (start, length) in enumerate(
+                zip(bound.starts.tolist(), bound.lens.tolist(), strict=True)
+            )
             for offset in range(length)
         ]
         for position, row in sorted(order):
+            if drafted[row] and position > bound.starts[row]:
+                self._draft(int(plan.slots[row]), position, entries[row, position - 1])
             entries[row, position] = self._compute(int(plan.slots[row]), position)
         self.computed_tokens += len(order)
-        assert len(order) == plan.num_tokens
-        return self._sample(plan, entries)
+        assert len(order) == plan.num_tokens or plan.drafts is not None
+        return self._sample(bound, drafted, entries)
+
+    def _bind(self, plan: StepPlan) -> tuple[StepPlan, np.ndarray]:
+        """The plan with the true positions and lengths of its decodes, and how many drafts each row has."""
+        drafted = np.zeros(len(plan.slots), np.int32)
+        decodes = plan.num_decode_rows
+        known = (self.tokens[plan.slots[:decodes]] >= 0).sum(axis=1).astype(np.int32)
+        starts, lens = plan.starts.copy(), plan.lens.copy()
+        starts[:decodes] = known - 1
+        assert (starts <= plan.starts).all()
+        if plan.drafts is not None:
+            assert (plan.lens[:decodes] == plan.drafts[:decodes] + 1).all()
+            assert not plan.drafts[decodes:].any()
+            drafted = np.array(
+                [mix(plan.step, row) % (most + 1) for row, most in enumerate(plan.drafts.tolist())], np.int32
+            )
+            lens = lens - plan.drafts + drafted
+        return replace(plan, starts=starts, lens=lens), drafted
+
+    def _draw(self, slot: int, position: int, state: int) -> int:
+        """The token for `position`; `state` is the entry before it."""
+        sampling, num_prompt = self.params[slot]
+        return draw(state, sampling, position - num_prompt, self.vocab)
+
+    def _draft(self, slot: int, position: int, state: int) -> None:
+        """Write a draft for `position`; `state` is the entry before it, which says what would be right."""
+        token = self._draw(slot, position, state)
+        wrong = mix(slot, position, self.last_step) % 1000 >= 1000 * self.right
+        self.tokens[slot, position] = (token + wrong) % self.vocab
 
     def _apply(self, plan: StepPlan) -> None:
         for init in plan.inits:
@@ -140,7 +175,8 @@ class FakeDevice:
         for table, update in zip(self.tables, plan.pages, strict=True):
             table[update.slots, update.indexes] = update.pages
         assert len(set(plan.slots.tolist())) == len(plan.slots), "a slot has one row per step"
-        assert (plan.lens[: plan.num_decode_rows] == 1).all()
+        if plan.drafts is None:
+            assert (plan.lens[: plan.num_decode_rows] == 1).all()
 
     def _compute(self, slot: int, position: int) -> int:
         token = int(self.tokens[slot, position])
@@ -155,8 +191,10 @@ class FakeDevice:
             pages[table[slot, position // self.page_size], position % self.page_size] = mix(state, index)
         return state
 
-    def _sample(self, plan: StepPlan, entries: dict[tuple[int, int], int]) -> StepResult:
-        drawn, logprobs = [], []
+    def _sample(self, plan: StepPlan, drafted: np.ndarray, entries: dict[tuple[int, int], int]) -> StepResult:
+        drawn: list[int] = []
+        logprobs = []
+        counts = np.zeros(len(plan.slots), np.int32)
         for row, slot in enumerate(plan.slots.tolist()):
             sampling, num_prompt = self.params[slot]
             start, end = int(plan.starts[row]), int(plan.starts[row] + plan.lens[row])
@@ -165,14 +203,27 @@ class FakeDevice:
                 logprobs.append(
                     self._logprobs(row, True, slot, [(p, entries[row, p - 1]) for p in positions])
                 )
-            if plan.sample[row]:
-                token = draw(entries[row, end - 1], sampling, end - num_prompt, self.vocab)
-                self.tokens[slot, end] = token
+            if not plan.sample[row]:
+                continue
+            first = end - int(drafted[row])
+            for position in range(first, end + 1):
+                token = self._draw(slot, position, entries[row, position - 1])
+                right = self.tokens[slot, position] == token
+                self.tokens[slot, position] = token
                 drawn.append(token)
-                if sampling.logprobs >= 0:
-                    logprobs.append(self._logprobs(row, False, slot, [(end, entries[row, end - 1])]))
+                counts[row] += 1
+                if not right:
+                    break
+            last = first + int(counts[row])
+            self.tokens[slot, last : end + 1] = -1
+            if sampling.logprobs >= 0:
+                scored = [(position, entries[row, position - 1]) for position in range(first, last)]
+                logprobs.append(self._logprobs(row, False, slot, scored))
         return StepResult(
-            counts=plan.sample.astype(np.int32), tokens=np.array(drawn, np.int32), logprobs=logprobs
+            counts=counts,
+            tokens=np.array(drawn, np.int32),
+            logprobs=logprobs,
+            drafted=drafted if plan.drafts is not None else None,
         )
 
     def _logprobs(self, row: int, is_prompt: bool, slot: int, scored: list[tuple[int, int]]) -> RowLogprobs:

@@ -7,7 +7,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 
 import numpy as np
-from fake_device import FakeDevice
+from fake_device import FakeDevice, mix
+from penstock.scheduler.arrays import Int32
 from penstock.scheduler.groups import KVGroup
 from penstock.scheduler.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEvent
 from penstock.scheduler.messages import SamplingParams
@@ -95,10 +96,34 @@ def tree_blocks(scheduler: Scheduler) -> set[tuple[int, int]]:
     return found
 
 
+class RandomDrafts:
+    """As many drafts as a hash says, up to `most`; remembers what became of them."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.calls = 0
+        self.drafted = self.accepted = 0
+
+    def start(self, slot: int) -> None:
+        assert slot >= 0
+
+    def lengths(self, slots: Int32, room: Int32, seconds: Callable[[int], float] | None) -> Int32:
+        assert (room >= 0).all(), "a row that may not be planned"
+        self.calls += 1
+        wanted = np.array([mix(self.calls, slot) % (self.most + 1) for slot in slots.tolist()], np.int32)
+        return np.minimum(wanted, room)
+
+    def observe(self, slots: Int32, drafted: Int32, accepted: Int32) -> None:
+        assert slots.shape == drafted.shape == accepted.shape
+        assert ((accepted >= 0) & (accepted <= drafted)).all()
+        self.drafted += int(drafted.sum())
+        self.accepted += int(accepted.sum())
+
+
 class Simulation:
     """`step` plans, launches and, once `lag` steps are in flight besides, commits; `outputs` gathers the tokens.
 
-    `seconds` is what the device says a plan took.
+    `seconds` is what the device says a plan took; up to `drafts` tokens are drafted for a decode.
     """
 
     def __init__(
@@ -107,9 +132,11 @@ class Simulation:
         lag: int = 0,
         events: bool = False,
         seconds: Callable[[StepPlan], float] = lambda plan: 0.0,
+        drafts: int = 0,
     ) -> None:
         self.mirror = EventMirror() if events else None
-        self.scheduler = Scheduler(config, self.mirror)
+        self.drafting = RandomDrafts(drafts) if drafts else None
+        self.scheduler = Scheduler(config, self.mirror, self.drafting)
         self.device = FakeDevice.of(self.scheduler)
         self.lag = lag
         self.seconds = seconds
@@ -201,13 +228,15 @@ class Simulation:
         for group, table in enumerate(kv.tables):
             readers = defaultdict(set)
             for slot, _ in slots.running():
-                held = table[slot, kv.firsts[group][slot] : kv.pages_for(int(slots.computed[slot]))]
+                held = table[slot, kv.firsts[group][slot] : int(kv.reach[slot]) // size]
                 for page in held.tolist():
                     readers[page].add(slot)
             writers: dict[int, int] = {}
-            for slot, start, length in zip(
-                plan.slots.tolist(), plan.starts.tolist(), plan.lens.tolist(), strict=True
-            ):
-                for page in table[slot, start // size : (start + length - 1) // size + 1].tolist():
+            rows = zip(plan.slots.tolist(), plan.starts.tolist(), plan.lens.tolist(), strict=True)
+            for row, (slot, start, length) in enumerate(rows):
+                before = int(slots.doubt[slot]) - (int(plan.drafts[row]) if plan.drafts is not None else 0)
+                lowest = start - before
+                assert lowest // size >= kv.firsts[group][slot], "a page that was given back is written"
+                for page in table[slot, lowest // size : (start + length - 1) // size + 1].tolist():
                     assert writers.setdefault(page, slot) == slot, "two rows write one page"
                     assert readers[page] - {slot} <= fresh, "a page that another request reads is written"

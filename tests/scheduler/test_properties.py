@@ -127,6 +127,7 @@ def never_fits(simulation: Simulation, request: Request) -> bool:
     caching=st.sampled_from([True, True, True, False]),
     target_ms=st.sampled_from([0.0, 4.0, 20.0]),
     min_chunk=st.sampled_from([1, 3, 16]),
+    drafts=st.sampled_from([0, 0, 1, 3, 7]),
 )
 def test_every_request_ends_as_it_would_alone_and_no_page_is_lost(
     arrivals: list[Arrival],
@@ -139,6 +140,7 @@ def test_every_request_ends_as_it_would_alone_and_no_page_is_lost(
     caching: bool,
     target_ms: float,
     min_chunk: int,
+    drafts: int,
 ) -> None:
     groups = build_groups(pools, page_size)
     config = make_config(
@@ -151,7 +153,9 @@ def test_every_request_ends_as_it_would_alone_and_no_page_is_lost(
         enable_prefix_caching=caching,
         target_itl_ms=target_ms,
     )
-    simulation = Simulation(config, lag, events=True, seconds=lambda plan: 1e-3 * (2 + plan.num_tokens))
+    simulation = Simulation(
+        config, lag, events=True, seconds=lambda plan: 1e-3 * (2 + plan.num_tokens), drafts=drafts
+    )
     todo = sorted(enumerate(arrivals), key=lambda pair: pair[1].step)
     aborts: dict[int, list[Request]] = {}
     taken: list[tuple[Request, list[int]]] = []

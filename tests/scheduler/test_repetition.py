@@ -66,15 +66,8 @@ def test_a_long_output_is_still_compared_with_its_own_past() -> None:
 class Looping(FakeDevice):
     """The request whose prompt begins with t says t a few times differently, then goes round with period t % 5 + 1."""
 
-    def _sample(self, plan, entries):  # type: ignore[no-untyped-def]
-        result = super()._sample(plan, entries)
-        sampled = np.flatnonzero(plan.sample)
-        ends = (plan.starts + plan.lens)[sampled]
-        for i, (row, end) in enumerate(zip(sampled.tolist(), ends.tolist(), strict=True)):
-            slot = int(plan.slots[row])
-            result.tokens[i] = said(int(self.tokens[slot, 0]), end - self.params[slot][1])
-            self.tokens[slot, end] = result.tokens[i]
-        return result
+    def _draw(self, slot: int, position: int, state: int) -> int:
+        return said(int(self.tokens[slot, 0]), position - self.params[slot][1])
 
 
 def said(kind: int, position: int) -> int:
@@ -88,23 +81,26 @@ def expected_end(kind: int, detection: RepetitionDetection, after: int = 0) -> l
     return output
 
 
-def simulate(requests: Iterable[Request], **config: object) -> Simulation:
-    simulation = Simulation(make_config(**config), lag=1)
+def simulate(requests: Iterable[Request], drafts: int = 0, **config: object) -> Simulation:
+    simulation = Simulation(make_config(**config), lag=1, drafts=drafts)
     simulation.device = Looping.of(simulation.scheduler)
     simulation.add(*requests)
     simulation.run()
     return simulation
 
 
+@pytest.mark.parametrize("drafts", [0, 5])
 @pytest.mark.parametrize("pages", [256, 16], ids=["room", "preemption"])
-def test_requests_end_where_they_begin_to_go_round_whatever_the_company(pages: int) -> None:
+def test_requests_end_where_they_begin_to_go_round_whatever_the_company(pages: int, drafts: int) -> None:
     detection = RepetitionDetection(max_pattern_size=4, min_pattern_size=2, min_count=3)
     kinds = range(6)
     requests = [
         make_request(kind, [kind, 7, 8], max_tokens=40, repetition_detection=detection) for kind in kinds
     ]
     free = make_request(9, [3, 7, 8], max_tokens=40)
-    simulation = simulate([*requests, free], groups=(KVGroup("full", pages),), enable_prefix_caching=False)
+    simulation = simulate(
+        [*requests, free], drafts, groups=(KVGroup("full", pages),), enable_prefix_caching=False
+    )
     assert (simulation.scheduler.load().num_preemptions > 0) == (pages == 16)
     for kind, request in zip(kinds, requests, strict=True):
         if kind == 4:  # its period of 5 is longer than what is looked for

@@ -132,7 +132,7 @@ def test_a_row_that_cannot_go_on_ends_its_request_without_the_token(reason: Fini
     plans = [scheduler.plan(0.0), scheduler.plan(0.0)]
     results = [
         StepResult(np.ones(2, np.int32), tokens),
-        StepResult(np.ones(2, np.int32), tokens, ended=[(0, reason)]),
+        StepResult(np.array([0, 1], np.int32), tokens[1:], ended=[(0, reason)]),
     ]
     ahead = scheduler.plan(0.0)
     outcomes = []
@@ -144,7 +144,9 @@ def test_a_row_that_cannot_go_on_ends_its_request_without_the_token(reason: Fini
     assert outcomes[1].request_ids.tolist() == [1]
     assert (ending.finish_reason, ending.tokens.tolist()) == (reason, [0, 1, 2, 20])
     assert ahead is not None
-    late = scheduler.commit(ahead, StepResult(np.ones(2, np.int32), tokens, ended=[(0, reason)]), 0.0)
+    late = scheduler.commit(
+        ahead, StepResult(np.array([0, 1], np.int32), tokens[1:], ended=[(0, reason)]), 0.0
+    )
     assert late.finished == []
     assert late.request_ids.tolist() == [1]
     scheduler.check()
@@ -163,7 +165,7 @@ def test_results_that_do_not_match_the_plan_are_refused() -> None:
     scheduler.add(make_request(0, range(3)))
     plan = scheduler.plan(0.0)
     assert plan is not None
-    with pytest.raises(AssertionError, match="every sampled row brings one token"):
+    with pytest.raises(AssertionError, match="every sampled row brings a token"):
         scheduler.commit(plan, StepResult(np.zeros(1, np.int32), np.zeros(0, np.int32)), 0.0)
 
 

@@ -1,0 +1,131 @@
+"""Which running requests decode in the next step, how many drafts each may have verified, and the pages it writes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .arrays import Bool, Int32, Rows
+from .drafting import DraftLengths
+from .kv_cache import KVCache
+from .requests import Request
+from .slots import Phase, SlotTable
+
+
+@dataclass(slots=True)
+class DecodeRows:
+    """Rows of a step, each with one token and up to `drafts` more; int32 (n,). `drafts` None: nobody drafts.
+
+    `starts` are the positions of the first tokens if every draft in flight is accepted.
+    """
+
+    slots: Int32
+    starts: Int32
+    drafts: Int32 | None
+
+    @property
+    def num_tokens(self) -> int:
+        return self.slots.size + (int(self.drafts.sum()) if self.drafts is not None else 0)
+
+    @property
+    def attended(self) -> int:
+        """(query, key) pairs."""
+        attended = int(self.starts.sum(dtype=np.int64)) + self.slots.size
+        if self.drafts is not None:
+            drafts = self.drafts.astype(np.int64)
+            attended += int((drafts * (self.starts + 1) + drafts * (drafts + 1) // 2).sum())
+        return attended
+
+
+class DecodePlanner:
+    """Plans the decodes of a step: rows first come to be known here, with their pages taken and slots moved on."""
+
+    def __init__(
+        self, slots: SlotTable, kv: KVCache, max_num_batched_tokens: int, drafting: DraftLengths | None
+    ) -> None:
+        self._slots = slots
+        self._kv = kv
+        self._max_tokens = max_num_batched_tokens
+        self._drafting = drafting
+
+    def plan(self, give_way: Callable[[], None], seconds: Callable[[int], float] | None = None) -> DecodeRows:
+        """The decodes of the next step. `give_way` preempts a running request, for its pages; `seconds` as in
+        `DraftLengths.lengths`.
+
+        Pages are taken for all drafts a row may verify. Where they are short nobody drafts in this step.
+        """
+        state, kv = self._slots, self._kv
+        slots, starts = self._ready()
+        if not slots.size:
+            return DecodeRows(slots, starts, None)
+        drafts = self._drafts(slots, starts, seconds)
+        kv.give_back(slots, starts if drafts is None else starts - state.doubt[slots])
+        ends = starts + np.int32(1) if drafts is None else starts + drafts + np.int32(1)
+        rows, counts = kv.lacking(slots, ends)
+        if rows.size:
+            if counts.sum() > kv.available():
+                slots, starts, rows, counts = self._make_room(give_way)
+                if drafts is not None:
+                    drafts = np.zeros(slots.size, np.int32)
+                ends = starts + np.int32(1)
+            if rows.size:
+                kv.grow_rows(slots[rows], counts)
+        ending = starts >= state.limit[slots] - 2
+        if drafts is not None:
+            ending = starts - state.doubt[slots] >= state.limit[slots] - 2
+            state.doubt[slots] += drafts
+        state.computed[slots] = ends
+        if ending.any():
+            state.drain(slots[ending])
+        return DecodeRows(slots, starts, drafts)
+
+    def _ready(self) -> tuple[Int32, Int32]:
+        """Slots and positions of all that may decode: if drafts in flight may end a request, that is waited for."""
+        state = self._slots
+        slots = state.decodes()
+        starts: Int32 = state.computed[slots]
+        if self._drafting is not None:
+            ready = starts <= state.limit[slots] - 2
+            if not ready.all():
+                return slots[ready], starts[ready]
+        return slots, starts
+
+    def _drafts(self, slots: Int32, starts: Int32, seconds: Callable[[int], float] | None) -> Int32 | None:
+        if self._drafting is None:
+            return None
+        room = self._slots.limit[slots] - np.int32(2) - starts
+        drafts = self._drafting.lengths(slots, room, seconds)
+        left = self._max_tokens - slots.size
+        if drafts.sum() > left:
+            before = np.cumsum(drafts) - drafts
+            drafts = np.clip(left - before, 0, drafts).astype(np.int32)
+        return drafts
+
+    def _make_room(self, give_way: Callable[[], None]) -> tuple[Int32, Int32, Rows, Int32]:
+        """Slots and positions of the decodes that can have their page now, and which of them lack how many.
+
+        Pages of requests that end at a commit to come, or that may turn out to need fewer, are waited for: until then
+        the last in rank of those that lack a page pause. Otherwise running requests give way until the rest fits.
+        """
+        state, kv = self._slots, self._kv
+        while True:
+            slots, starts = self._ready()
+            rows, counts = kv.lacking(slots, starts + np.int32(1))
+            short = int(counts.sum()) - kv.available()
+            if short <= 0:
+                return slots, starts, rows, counts
+            if (state.phase == Phase.DRAIN).any() or state.doubt[slots].any():
+                assert (counts == 1).all(), "a row without drafts lacks one page"
+                last = sorted(rows.tolist(), key=lambda row: self._rank(int(slots[row])))[-short:]
+                keep: Bool = np.ones(slots.size, np.bool_)
+                keep[last] = False
+                slots, starts = slots[keep], starts[keep]
+                return slots, starts, *kv.lacking(slots, starts + np.int32(1))
+            give_way()
+
+    def _rank(self, slot: int) -> tuple[int, float, int]:
+        request = self._slots.requests[slot]
+        assert isinstance(request, Request), f"slot {slot} is empty"
+        return request.rank
