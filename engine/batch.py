@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from ..kernels.attention.interface import AttentionBatch
 from ..scheduler.arrays import Int32
 from ..scheduler.plan import StepPlan
+from .streams import HostStream, Stream
 
 
 @dataclass(slots=True)
@@ -25,6 +27,21 @@ class ForwardBatch:
     wanted: torch.Tensor | None = None  # (R,) int64, the tokens whose final states are used; None = all
 
 
+@dataclass(slots=True)
+class BatchArrays:
+    """The index arrays of a batch on the host; int32 unless said. Padding rows come last and decode."""
+
+    num_decode_rows: int
+    max_len: int
+    max_context: int
+    slots: Int32  # (rows,)
+    starts: Int32  # (rows,)
+    q_start: Int32  # (rows + 1,)
+    positions: Int32  # (T,)
+    token_rows: Int32  # (T,)
+    places: npt.NDArray[np.int64]  # (T,) of the tokens in the flat token buffer
+
+
 class BatchBuilder:
     """Turns plans into batches: index arrays are made with NumPy on the host, token ids are read on the device."""
 
@@ -33,77 +50,118 @@ class BatchBuilder:
         token_buffer: torch.Tensor,  # (num_slots, max_model_len) int32
         page_tables: list[torch.Tensor],  # per KV group (num_slots, max_pages) int32
         kv: list[tuple[torch.Tensor, torch.Tensor]],
+        stream: Stream | None = None,
+        scratch_slot: int = 0,
     ) -> None:
+        """Padding rows compute position 0 of `scratch_slot`: its page tables must name pages that no request has."""
         self._flat_tokens = token_buffer.view(-1)
         self._width = token_buffer.shape[1]
-        self._device = token_buffer.device
-        self._on_host = self._device.type == "cpu"
         self._page_tables = page_tables
         self._kv = kv
+        self._stream = stream or HostStream()
+        self._scratch_slot = scratch_slot
         self._counting: Int32 = np.arange(1, dtype=np.int32)
 
-    def build(self, plan: StepPlan) -> tuple[ForwardBatch, Int32]:
-        """The batch, and q_start (rows + 1,) on the host."""
+    def index(self, plan: StepPlan, num_rows: int = 0) -> BatchArrays:
+        """The plan's arrays. A plan of decodes alone is padded to `num_rows`."""
         rows, tokens = len(plan.slots), plan.num_tokens
-        counting = self._count(max(rows, tokens) + 1)
         if plan.num_decode_rows == rows:
-            q_start, token_rows, positions, slots = (
+            slots, starts = plan.slots, plan.starts
+            if num_rows > rows:
+                slots, starts = pad(slots, num_rows, self._scratch_slot), pad(starts, num_rows, 0)
+                rows = num_rows
+            counting = self._count(rows + 1)
+            q_start, token_rows, positions, token_slots = (
                 counting[: rows + 1],
                 counting[:rows],
-                plan.starts,
-                plan.slots,
+                starts,
+                slots,
             )
-            max_len = 1
+            num_decode_rows, max_len = rows, 1
         else:
+            counting = self._count(max(rows, tokens) + 1)
+            slots, starts, num_decode_rows = plan.slots, plan.starts, plan.num_decode_rows
             q_start = np.zeros(rows + 1, np.int32)
             np.cumsum(plan.lens, out=q_start[1:])
             token_rows = np.repeat(counting[:rows], plan.lens)
             positions = counting[:tokens] + (plan.starts - q_start[:-1])[token_rows]
-            slots = plan.slots[token_rows]
+            token_slots = plan.slots[token_rows]
             max_len = int(plan.lens.max())
-        places = slots.astype(np.int64) * self._width + positions
-        row_slots, starts = self.to_device(plan.slots), self.to_device(plan.starts)
-        device_q_start, device_positions = self.to_device(q_start), self.to_device(positions)
-        device_token_rows = self.to_device(token_rows)
-        max_context = int((plan.starts + plan.lens).max())
+        return BatchArrays(
+            num_decode_rows=num_decode_rows,
+            max_len=max_len,
+            max_context=int((plan.starts + plan.lens).max()),
+            slots=slots,
+            starts=starts,
+            q_start=q_start,
+            positions=positions,
+            token_rows=token_rows,
+            places=self.places(token_slots, positions),
+        )
+
+    def build(
+        self,
+        plan: StepPlan,
+        arrays: BatchArrays | None = None,
+        others: Sequence[npt.NDArray[Any]] = (),
+    ) -> tuple[ForwardBatch, list[torch.Tensor]]:
+        """The batch of a plan, from the `arrays` that `index` gave, and the step's `others` on the device: all go there
+        in one copy. On a CPU they are the arrays' own memory: whoever made one must not write to it again."""
+        arrays = arrays or self.index(plan)
+        slots, starts, q_start, positions, token_rows, places, *staged = self._stream.stage(
+            [
+                arrays.slots,
+                arrays.starts,
+                arrays.q_start,
+                arrays.positions,
+                arrays.token_rows,
+                arrays.places,
+                *others,
+            ]
+        )
         batch = ForwardBatch(
-            tokens=self._flat_tokens.index_select(0, self.to_device(places)),
-            positions=device_positions,
+            tokens=self._flat_tokens.index_select(0, places),
+            positions=positions,
             attention=[
                 AttentionBatch(
-                    num_rows=rows,
-                    num_tokens=tokens,
-                    num_decode_rows=plan.num_decode_rows,
-                    max_len=max_len,
-                    max_context=max_context,
-                    slots=row_slots,
+                    num_rows=len(arrays.slots),
+                    num_tokens=len(arrays.positions),
+                    num_decode_rows=arrays.num_decode_rows,
+                    max_len=arrays.max_len,
+                    max_context=arrays.max_context,
+                    slots=slots,
                     starts=starts,
-                    q_start=device_q_start,
-                    positions=device_positions,
-                    token_rows=device_token_rows,
+                    q_start=q_start,
+                    positions=positions,
+                    token_rows=token_rows,
                     page_table=table,
                 )
                 for table in self._page_tables
             ],
             kv=self._kv,
         )
-        return batch, q_start
+        return batch, staged
 
-    def write_tokens(self, slots: Int32, positions: Int32, tokens: torch.Tensor) -> None:
-        """The tokens (n,) int32 at `positions` of `slots` are known from now on."""
-        places = slots.astype(np.int64) * self._width + positions
-        self._flat_tokens.index_copy_(0, self.to_device(places), tokens)
+    def places(self, slots: Int32, positions: Int32) -> npt.NDArray[np.int64]:
+        """Where the tokens at `positions` of `slots` lie in the flat token buffer."""
+        return slots.astype(np.int64) * self._width + positions
+
+    def write_tokens(self, places: torch.Tensor, tokens: torch.Tensor) -> None:
+        """The tokens (n,) int32 at `places` (n,) int64 are known from now on."""
+        self._flat_tokens.index_copy_(0, places, tokens)
 
     def read_tokens(self, slot: int, first: int, last: int) -> torch.Tensor:
         """Tokens at positions first .. last-1 of one slot."""
         return self._flat_tokens[slot * self._width + first : slot * self._width + last]
 
-    def to_device(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """On a CPU the array's own memory: whoever made it must not write to it again."""
-        tensor = torch.from_numpy(array)
-        return tensor if self._on_host else tensor.to(self._device, non_blocking=True)
-
     def _count(self, n: int) -> Int32:
         if len(self._counting) < n:
             self._counting = np.arange(2 * n, dtype=np.int32)
         return self._counting
+
+
+def pad(array: Int32, size: int, value: int) -> Int32:
+    """(n,) -> (size,), filled up with `value`."""
+    padded = np.full(size, value, np.int32)
+    padded[: len(array)] = array
+    return padded

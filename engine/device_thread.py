@@ -30,6 +30,11 @@ class Promise(Generic[T]):
         self._done.release()
         return True
 
+    @property
+    def failed(self) -> bool:
+        """Whether there is an outcome, and it is an error."""
+        return self._error is not None
+
     def result(self) -> T:
         """Wait for the outcome; raises what the work raised."""
         with self._done:

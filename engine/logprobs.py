@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..kernels.sampling.interface import Sampling
@@ -22,16 +25,33 @@ class Scores:
     top_ids: torch.Tensor
     top_logprobs: torch.Tensor
 
-    def row(self, row: int, first: int, last: int, k: int, *, is_prompt: bool) -> RowLogprobs:
-        """Entries first .. last-1 with k alternatives each, as row `row` of a plan."""
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self.token_ids, self.logprobs, self.ranks, self.top_ids, self.top_logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """Entries first .. last-1 of some scores belong to row `row` of a plan, which wants k alternatives each."""
+
+    row: int
+    first: int
+    last: int
+    k: int
+    is_prompt: bool
+
+    def of(self, scores: Sequence[npt.NDArray[Any]]) -> RowLogprobs:
+        """Cut out of `Scores.tensors`, on the host."""
+        token_ids, logprobs, ranks, top_ids, top_logprobs = scores
+        mine = slice(self.first, self.last)
         return RowLogprobs(
-            row=row,
-            is_prompt=is_prompt,
-            token_ids=self.token_ids[first:last].cpu().numpy().astype(np.int32),
-            logprobs=self.logprobs[first:last].cpu().numpy(),
-            ranks=self.ranks[first:last].cpu().numpy().astype(np.int32),
-            top_ids=self.top_ids[first:last, :k].cpu().numpy().astype(np.int32),
-            top_logprobs=self.top_logprobs[first:last, :k].cpu().numpy(),
+            row=self.row,
+            is_prompt=self.is_prompt,
+            token_ids=token_ids[mine].astype(np.int32),
+            logprobs=logprobs[mine],
+            ranks=ranks[mine].astype(np.int32),
+            top_ids=top_ids[mine, : self.k].astype(np.int32),
+            top_logprobs=top_logprobs[mine, : self.k],
         )
 
 

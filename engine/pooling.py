@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..kernels.staged import on_device
 from ..scheduler.messages import PoolingParams
 from ..scheduler.plan import StepPlan
 from .pooling_config import Activation, Mode, Purpose
@@ -36,16 +37,27 @@ class Pooler:
         `hidden` (T, hidden_size) are states of the last layer. Each prompt's own lie at first .. end-1 of them; where
         only its last token counts, earlier ones may be missing.
         """
-        vectors: dict[int, Vector] = {}
-        for task in ("embed", "classify"):
-            rows = [row for row, each in enumerate(params) if each.task == task]
-            if not rows:
-                continue
+        states = self.states(hidden, spans, params)
+        return self.vectors([each.cpu().numpy() for each in states], params)
+
+    def states(
+        self, hidden: torch.Tensor, spans: Sequence[tuple[int, int]], params: Sequence[PoolingParams]
+    ) -> list[torch.Tensor]:
+        """The device's part of `pool`: float32 (prompts, n) of each task that is asked for."""
+        found = []
+        for task, rows in rows_of_tasks(params):
             mode = self._purpose.mode if task == "embed" else self._classified
             states = gather(hidden, [spans[row] for row in rows], mode)
             if task == "classify":
                 states = self._logits(states)
-            for row, values in zip(rows, states.float().cpu().numpy(), strict=True):
+            found.append(states.float())
+        return found
+
+    def vectors(self, states: Sequence[Vector], params: Sequence[PoolingParams]) -> list[Vector]:
+        """The host's part of `pool`, from what `states` gave."""
+        vectors: dict[int, Vector] = {}
+        for (_, rows), found in zip(rows_of_tasks(params), states, strict=True):
+            for row, values in zip(rows, found, strict=True):
                 vectors[row] = self._finish(values, params[row])
         return [vectors[row] for row in range(len(params))]
 
@@ -85,11 +97,18 @@ class PoolingSlots:
         return found
 
 
+def rows_of_tasks(params: Sequence[PoolingParams]) -> list[tuple[str, list[int]]]:
+    """Which prompts want what, task by task."""
+    tasks = ("embed", "classify")
+    rows = [(task, [row for row, each in enumerate(params) if each.task == task]) for task in tasks]
+    return [(task, found) for task, found in rows if found]
+
+
 def gather(hidden: torch.Tensor, spans: Sequence[tuple[int, int]], mode: Mode) -> torch.Tensor:
     """(prompts, hidden_size): one state for each span of tokens, means and sums in float32."""
     if mode in ("cls", "last"):
         places = [first if mode == "cls" else end - 1 for first, end in spans]
-        return hidden.index_select(0, torch.tensor(places, device=hidden.device))
+        return hidden.index_select(0, on_device(np.array(places, np.int64), hidden.device))
     return torch.stack([reduce(hidden[first:end].float(), mode) for first, end in spans])
 
 

@@ -1,41 +1,42 @@
 """Runs step plans: applies their deltas to the device's slots, forwards the batch, samples, reports.
 
 Everything that a steady decode step needs is on the device already (tokens, page tables, sampling parameters); the
-plan brings index arrays only. Steps run one after the other on the device's own thread, so the caller plans the next
-one meanwhile.
+plan brings index arrays only. Steps go one after the other through a thread of their own, so the caller plans the next
+one meanwhile. On a CPU the thread does them; a device that works on its own is only given them, and the thread is
+through before the device is.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
 
 from ..kernels.attention.interface import AttentionBackend
 from ..kernels.interface import Recorder
+from ..kernels.sampling.interface import Float64
+from ..kernels.staged import staged
 from ..scheduler.arrays import Int32
 from ..scheduler.messages import PoolingParams, SamplingParams
-from ..scheduler.plan import RowLogprobs, RowPooled, StepPlan, StepResult
+from ..scheduler.plan import StepPlan, StepResult
 from ..scheduler.requests import Request
-from .batch import BatchBuilder
-from .device_thread import DeviceThread, Promise
+from .batch import BatchBuilder, ForwardBatch
+from .device_thread import DeviceThread
+from .enqueued import EnqueuedStep, LaunchedStep
 from .grammar.masks import Masks, MaskThread
-from .grammar.matchers import Ended
 from .grammar.store import Grammar
-from .graphs import GraphedForward
+from .graphs import CapturedForward, GraphedForward
 from .host_memory import lazy_zeros
 from .layers.decoder import Decoder
-from .logprobs import Scores, concatenate, score
+from .logprobs import ScoredRow, Scores, concatenate, score
 from .pooling import Pooler, PoolingSlots
 from .prefault import Prefault
 from .sampler import Sampler
 from .sampling_state import SamplingState
-
-StepHandle: TypeAlias = Promise[StepResult]
+from .step_runner import StepHandle
+from .streams import Stream, open_stream
 
 SCORED_AT_ONCE = 128  # prompt positions whose logits (float32, whole vocabulary) are held at a time
 
@@ -50,6 +51,22 @@ class NewSlot:
     sampling: SamplingParams
     pooling: PoolingParams | None
     grammar: Grammar | None
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """The n rows of a plan that draw a token; on the host unless said."""
+
+    q_start: Int32  # (rows of the batch + 1,)
+    rows: np.ndarray  # (n,) of the plan
+    slots: Int32  # (n,)
+    positions: Int32  # (n,) of the tokens to be drawn
+    wanted: Int32  # (n,) alternatives whose log probabilities are wanted; -1 for none at all
+    scored: Int32  # which of the n want any
+    scored_on_device: torch.Tensor | None
+    uniform: Float64 | None  # (n,) what the sampler prepared
+    last: torch.Tensor | None  # (n,) int64 on the device: the tokens whose states count; None: the first n
+    places: torch.Tensor | None  # (n,) int64 on the device: where the tokens go in the token buffer
 
 
 class ModelRunner:
@@ -70,19 +87,36 @@ class ModelRunner:
         pooler: Pooler,
         grammars: MaskThread,
         recorder: Recorder | None,  # of forward passes; None = each runs as the model's code does
+        stream: Stream | None = None,  # to the device; None = the one that fits it
+        capture_sizes: Sequence[
+            int
+        ] = (),  # batch sizes to record at start; none = whatever comes, as it comes
+        scratch_pages: Sequence[int] = (),  # per KV group one that no request has, for padding rows
     ) -> None:
         self.num_slots = num_slots
         self._model = model
-        self._forward = GraphedForward(model.forward, recorder, device)
+        self._stream = stream or open_stream(device)
+        self._graphs: GraphedForward | CapturedForward
+        if recorder is not None and capture_sizes:
+            self._graphs = CapturedForward(model.forward, recorder, capture_sizes, device)
+        else:
+            self._graphs = GraphedForward(model.forward, recorder, device)
+        self._forward: Callable[[ForwardBatch], torch.Tensor] = self._graphs
         self._attention = attention
         self._vocab_size = model.config.vocab_size
         self._max_model_len = max_model_len
         self._thread = thread
         self._prefaults = prefaults
-        self._token_buffer = slot_array(num_slots, max_model_len, device)
-        self._page_tables = [slot_array(num_slots, -(-max_model_len // page_size), device) for _ in attention]
-        self._batches = BatchBuilder(self._token_buffer, self._page_tables, kv)
-        self._sampling = SamplingState(num_slots, self._vocab_size, device)
+        self._scratch_slot = num_slots
+        width = -(-max_model_len // page_size)
+        self._token_buffer = slot_array(num_slots + 1, max_model_len, device)
+        self._page_tables = [slot_array(num_slots + 1, width, device) for _ in attention]
+        for table, page in zip(self._page_tables, scratch_pages, strict=False):
+            table[self._scratch_slot] = page
+        self._batches = BatchBuilder(
+            self._token_buffer, self._page_tables, kv, self._stream, self._scratch_slot
+        )
+        self._sampling = SamplingState(num_slots, self._vocab_size, device, self._stream)
         self._kernels = model.ops.sampling
         self._sampler = Sampler(self._sampling, self._kernels)
         self._grammars = grammars
@@ -102,7 +136,18 @@ class ModelRunner:
             )
             for init in plan.inits
         ]
+        if self._stream.runs_ahead:
+            return LaunchedStep(self._thread.submit(self._enqueue, plan, new), self._pooler)
         return self._thread.submit(self._step, plan, new)
+
+    def capture(self, progress: Callable[[float], None] = lambda fraction: None) -> None:
+        """Record the passes of the sizes that were asked for, the largest first: the others fit into its memory.
+        `progress` hears the share done."""
+        sizes = self._graphs.padding.sizes[::-1]
+        for done, size in enumerate(sizes):
+            progress(done / len(sizes))
+            if not self._thread.submit(self._capture, size).result():
+                return
 
     def warm_up(self) -> None:
         """Run a prefill and decodes in slot 0: the first request finds everything touched, chosen and recorded."""
@@ -130,109 +175,140 @@ class ModelRunner:
     # ------------------------------------------------------------------------------------------- on the device thread
 
     def _step(self, plan: StepPlan, new: list[NewSlot]) -> StepResult:
-        begin = time.perf_counter()
-        self._apply(plan, new)
+        return self._enqueue(plan, new).collect(self._pooler)
+
+    def _enqueue(self, plan: StepPlan, new: list[NewSlot]) -> EnqueuedStep:
+        """Give the step to the device. A steady decode step waits for nothing here; a step with grammars waits, once
+        its forward pass is enqueued, for the tokens of the step before."""
+        step = EnqueuedStep(counts=plan.sample.astype(np.int32), timer=self._stream.timer())
+        for init in new:
+            self._start(init)
         rows = np.flatnonzero(plan.sample)
         masks = self._grammars.begin(plan.slots[rows])
-        batch, q_start = self._batches.build(plan)
+        batch, sampled = self._build(plan, rows)
         for backend, attention_batch in zip(self._attention, batch.attention, strict=True):
             backend.plan(attention_batch)
-        batch.wanted = self._wanted(plan, q_start, rows)
         hidden = self._forward(batch)
-        logprobs = self._score_prompts(plan, q_start, hidden)
-        tokens: Int32 = np.zeros(0, np.int32)
-        counts = plan.sample.astype(np.int32)
-        ended: list[Ended] = []
+        self._score_prompts(step, plan, sampled.q_start, hidden)
         if rows.size:
-            sampled, more, ended = self._sample(plan, q_start, hidden, rows, masks)
-            logprobs += more
-            tokens = sampled.cpu().numpy()
-            if masks is not None:
-                self._grammars.drawn(masks, tokens)
-            if ended:
-                counts[[row for row, _ in ended]] = 0
-                tokens = tokens[counts[rows] > 0]
-        return StepResult(
-            counts=counts,
-            tokens=tokens,
-            logprobs=logprobs,
-            pooled=self._pool(plan, q_start, hidden),
-            ended=ended,
-            device_seconds=time.perf_counter() - begin,
+            self._sample(step, hidden, sampled, masks)
+        self._pool(step, plan, sampled.q_start, hidden)
+        fetch = step.start_fetch(self._stream)
+        if rows.size and masks is not None:
+            self._grammars.drawn(masks, fetch)
+        return step
+
+    def _start(self, init: NewSlot) -> None:
+        """A request that came since the last step."""
+        known = self._stream.stage([init.tokens.copy()])[0]
+        self._token_buffer[init.slot, : len(known)] = known
+        self._sampling.write(init.slot, init.tokens, init.num_prompt_tokens, init.sampling)
+        self._pooling.write(init.slot, len(known), init.pooling)
+        self._grammars.start(
+            init.slot, init.grammar, init.sampling.stop_token_ids, init.tokens[init.num_prompt_tokens :]
         )
 
-    def _apply(self, plan: StepPlan, new: list[NewSlot]) -> None:
-        """Requests and pages that came since the last step."""
-        to_device = self._batches.to_device
-        for init in new:
-            known = torch.from_numpy(init.tokens.copy()).to(self._token_buffer.device)
-            self._token_buffer[init.slot, : len(known)] = known
-            self._sampling.write(init.slot, init.tokens, init.num_prompt_tokens, init.sampling)
-            self._pooling.write(init.slot, len(known), init.pooling)
-            self._grammars.start(
-                init.slot, init.grammar, init.sampling.stop_token_ids, init.tokens[init.num_prompt_tokens :]
-            )
-        for table, updates in zip(self._page_tables, plan.pages, strict=False):
-            if updates.slots.size:
-                places = updates.slots.astype(np.int64) * table.shape[1] + updates.indexes
-                table.view(-1).index_copy_(0, to_device(places), to_device(updates.pages))
+    def _build(self, plan: StepPlan, rows: np.ndarray) -> tuple[ForwardBatch, SampledRows]:
+        """The batch, with the page tables up to date, and what sampling the plan's `rows` needs beside it."""
+        count = len(plan.slots)
+        decodes = plan.num_decode_rows == count
+        arrays = self._batches.index(plan, self._graphs.padding.of(count) if decodes else 0)
+        slots, positions = plan.slots, plan.starts + plan.lens
+        if rows.size < count:
+            slots, positions = slots[rows], positions[rows]
+        wanted = self._sampling.logprobs[slots]
+        scored = np.flatnonzero(wanted >= 0).astype(np.int32)
+        uniform = self._sampler.prepare(slots, positions) if rows.size else None
+        # What goes to the device beside the batch, all of it in one copy.
+        others: dict[str, np.ndarray] = {}
+        if rows.size:
+            others["places"] = self._batches.places(slots, positions)
+        if not decodes:
+            others["last"] = arrays.q_start[1:][rows].astype(np.int64) - 1
+        if scored.size:
+            others["scored"] = scored
+        if uniform is not None and self._stream.runs_ahead:
+            others["slots"], others["uniform"] = slots, uniform
+        tables = [
+            (table, updates)
+            for table, updates in zip(self._page_tables, plan.pages, strict=False)
+            if updates.slots.size
+        ]
+        updated = []
+        for table, updates in tables:
+            updated += [updates.slots.astype(np.int64) * table.shape[1] + updates.indexes, updates.pages]
+        batch, on_device = self._batches.build(plan, arrays, [*others.values(), *updated])
+        theirs = dict(zip(others, on_device, strict=False))
+        pages = iter(on_device[len(others) :])
+        for table, _ in tables:
+            table.view(-1).index_copy_(0, next(pages), next(pages))
         for prefault, updates in zip(self._prefaults, plan.pages, strict=False):
             if updates.pages.size:
                 prefault.reach(int(updates.pages.max()))
-
-    def _wanted(self, plan: StepPlan, q_start: Int32, rows: np.ndarray) -> torch.Tensor | None:
-        """The last tokens of the plan's `rows`; None where all are, or states within a prompt are asked for."""
-        if plan.num_decode_rows == len(plan.slots) or self._pooling.ended(plan):
-            return None
-        if self._sampling.prompt_logprobs[plan.slots].max() >= 0:
-            return None
-        return self._batches.to_device(q_start[1:][rows].astype(np.int64) - 1)
+        if "uniform" in theirs and uniform is not None:
+            slots, uniform = staged(slots, theirs["slots"]), staged(uniform, theirs["uniform"])
+        if "scored" in theirs:
+            scored = staged(scored, theirs["scored"])
+        # States within a prompt are looked at if they are pooled or scored.
+        cut = not decodes and not self._pooling.ended(plan)
+        if cut and self._sampling.prompt_logprobs[plan.slots].max() < 0:
+            batch.wanted = theirs["last"]
+        sampled = SampledRows(
+            q_start=arrays.q_start,
+            rows=rows,
+            slots=slots,
+            positions=positions,
+            wanted=wanted,
+            scored=scored,
+            scored_on_device=theirs.get("scored"),
+            uniform=uniform,
+            last=theirs.get("last"),
+            places=theirs.get("places"),
+        )
+        return batch, sampled
 
     def _sample(
-        self, plan: StepPlan, q_start: Int32, hidden: torch.Tensor, rows: np.ndarray, masks: Masks | None
-    ) -> tuple[torch.Tensor, list[RowLogprobs], list[Ended]]:
-        """The next token of the plan's `rows`, written where the next step reads it: (n,) int32. Log probabilities are
-        those of the raw distribution, so they are looked up before `masks` forbid anything."""
-        if rows.size < len(hidden):
-            last = q_start[1:][rows].astype(np.int64) - 1
-            hidden = hidden.index_select(0, self._batches.to_device(last))
+        self, step: EnqueuedStep, hidden: torch.Tensor, sampled: SampledRows, masks: Masks | None
+    ) -> None:
+        """The next token of the sampled rows, written where the next step reads it. Log probabilities are those of the
+        raw distribution, so they are looked up before `masks` forbid anything."""
+        count = sampled.rows.size
+        if count < len(hidden):
+            hidden = hidden[:count] if sampled.last is None else hidden.index_select(0, sampled.last)
         logits = self._model.logits(hidden)
-        slots, positions = plan.slots, plan.starts + plan.lens
-        if rows.size < len(slots):
-            slots, positions = slots[rows], positions[rows]
-        wanted = self._sampling.logprobs[slots]
-        chosen = np.flatnonzero(wanted >= 0)
-        at = self._batches.to_device(chosen)
-        raw, raw_rows = logits, chosen.astype(np.int32)
-        if chosen.size and masks is not None:
-            raw, raw_rows = logits.index_select(0, at), np.arange(chosen.size, dtype=np.int32)
-        ended = masks.apply(logits) if masks is not None else []
-        tokens = self._sampler.sample(logits, slots, positions)
-        self._batches.write_tokens(slots, positions, tokens)
-        more = []
-        if chosen.size:
-            scores = score(self._kernels, raw, tokens.index_select(0, at), int(wanted.max()), raw_rows)
-            more = [
-                scores.row(int(rows[i]), n, n + 1, int(wanted[i]), is_prompt=False)
-                for n, i in enumerate(chosen)
+        scored, at = sampled.scored, sampled.scored_on_device
+        raw, raw_rows = logits, scored
+        if at is not None and masks is not None:
+            raw, raw_rows = logits.index_select(0, at), np.arange(scored.size, dtype=np.int32)
+        if masks is not None:
+            step.ended = [(int(sampled.rows[i]), reason) for i, reason in masks.apply(logits)]
+        step.tokens = tokens = self._sampler.sample(logits, sampled.slots, sampled.positions, sampled.uniform)
+        assert sampled.places is not None
+        self._batches.write_tokens(sampled.places, tokens)
+        if at is not None:
+            most = int(sampled.wanted.max())
+            scores = score(self._kernels, raw, tokens.index_select(0, at), most, raw_rows)
+            rows = [
+                ScoredRow(int(sampled.rows[i]), n, n + 1, int(sampled.wanted[i]), is_prompt=False)
+                for n, i in enumerate(scored.tolist())
             ]
-        return tokens, more, [(int(rows[i]), reason) for i, reason in ended]
+            step.scored.append((scores, rows))
 
-    def _pool(self, plan: StepPlan, q_start: Int32, hidden: torch.Tensor) -> list[RowPooled]:
+    def _pool(self, step: EnqueuedStep, plan: StepPlan, q_start: Int32, hidden: torch.Tensor) -> None:
         """What pooling requests asked for whose prompts end in this step."""
         ended = self._pooling.ended(plan)
-        if not ended:
-            return []
-        spans = [(int(q_start[row]), int(q_start[row + 1])) for row, _ in ended]
-        vectors = self._pooler.pool(hidden, spans, [params for _, params in ended])
-        return [RowPooled(row, vector) for (row, _), vector in zip(ended, vectors, strict=True)]
+        if ended:
+            spans = [(int(q_start[row]), int(q_start[row + 1])) for row, _ in ended]
+            step.pooled_rows = ended
+            step.pooled = self._pooler.states(hidden, spans, [params for _, params in ended])
 
-    def _score_prompts(self, plan: StepPlan, q_start: Int32, hidden: torch.Tensor) -> list[RowLogprobs]:
+    def _score_prompts(
+        self, step: EnqueuedStep, plan: StepPlan, q_start: Int32, hidden: torch.Tensor
+    ) -> None:
         """Log probabilities of the prompt tokens at positions starts+1 .. starts+lens, for rows that asked."""
         wanted = self._sampling.prompt_logprobs[plan.slots]
         if wanted.max() < 0:
-            return []
-        result = []
+            return
         for row in np.flatnonzero(wanted >= 0).tolist():
             slot, start = int(plan.slots[row]), int(plan.starts[row])
             end = min(start + int(plan.lens[row]), int(self._sampling.num_prompt_tokens[slot]) - 1)
@@ -244,8 +320,29 @@ class ModelRunner:
                 states = hidden[q_start[row] + first - start : q_start[row] + last - start]
                 targets = self._batches.read_tokens(slot, first + 1, last + 1)
                 parts.append(score(self._kernels, self._model.logits(states), targets, int(wanted[row])))
-            result.append(concatenate(parts).row(row, 0, end - start, int(wanted[row]), is_prompt=True))
-        return result
+            mine = ScoredRow(row, 0, end - start, int(wanted[row]), is_prompt=True)
+            step.scored.append((concatenate(parts), [mine]))
+
+    def _capture(self, size: int) -> bool:
+        """Record decodes of `size` padding rows."""
+        assert isinstance(self._graphs, CapturedForward)
+        batch, _ = self._batches.build(scratch_decodes(self._scratch_slot, size))
+        for backend, attention_batch in zip(self._attention, batch.attention, strict=True):
+            backend.plan(attention_batch)
+        return self._graphs.capture(batch)
+
+
+def scratch_decodes(slot: int, count: int) -> StepPlan:
+    """Padding rows and nothing else."""
+    return StepPlan(
+        step=-1,
+        slots=np.full(count, slot, np.int32),
+        starts=np.zeros(count, np.int32),
+        lens=np.ones(count, np.int32),
+        sample=np.zeros(count, np.bool_),
+        num_decode_rows=count,
+        num_tokens=count,
+    )
 
 
 def grammar_of(request: Request) -> Grammar | None:

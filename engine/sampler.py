@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..kernels.sampling.interface import Sampling
+from ..kernels.sampling.interface import Float64, Sampling
+from ..kernels.staged import on_device
 from ..scheduler.arrays import Int32
 from .sampling_state import SamplingState
 from .token_rules import UNWANTED
@@ -28,35 +29,44 @@ class Sampler:
         self.state = state
         self._kernels = kernels
 
-    def sample(self, logits: torch.Tensor, slots: Int32, positions: Int32) -> torch.Tensor:
+    def prepare(self, slots: Int32, positions: Int32) -> Float64 | None:
+        """The uniform numbers (n,) that a `sample` of these rows takes; None where it takes none."""
+        return None if self.state.plain[slots].all() else self._uniform(slots, positions)
+
+    def sample(
+        self, logits: torch.Tensor, slots: Int32, positions: Int32, uniform: Float64 | None = None
+    ) -> torch.Tensor:
         """logits (n, vocab_size) of `slots` (n,), to draw the tokens at `positions` (n,): (n,) int32 tokens. The
-        logits are left as they are."""
+        logits are left as they are. `uniform` is what `prepare` gave, if that was asked."""
         state = self.state
-        if state.plain[slots].all():
-            return self._kernels.argmax(logits)
-        slots, positions = np.ascontiguousarray(slots), np.ascontiguousarray(positions)
+        if uniform is None:
+            if state.plain[slots].all():
+                return self._kernels.argmax(logits)
+            uniform = self._uniform(slots, positions)
+        slots, positions = np.asanyarray(slots, order="C"), np.asanyarray(positions, order="C")
         changed = state.changed[slots] | (positions < state.min_length[slots])
         rows = np.flatnonzero(changed)
         if not rows.size:
-            return self._draw(logits, slots, positions)
-        at = torch.from_numpy(rows).to(logits.device)
+            return self._draw(logits, slots, uniform)
+        at = on_device(rows, logits.device)
         mine = slots[rows]
-        tokens = self._draw(self._adjusted(logits[at], mine, positions[rows]), mine, positions[rows])
+        adjusted = self._adjusted(logits.index_select(0, at), mine, positions[rows])
+        tokens = self._draw(adjusted, mine, uniform[rows])
         self._follow(mine, tokens)
         others = np.flatnonzero(~changed).astype(np.int32)
         if not others.size:
             return tokens
         all_tokens = torch.empty(len(slots), dtype=torch.int32, device=logits.device)
         all_tokens[at] = tokens
-        drawn = self._draw(logits, slots[others], positions[others], others)
-        all_tokens[torch.from_numpy(others).to(logits.device)] = drawn
+        drawn = self._draw(logits, slots[others], uniform[others], others)
+        all_tokens[on_device(others, logits.device)] = drawn
         return all_tokens
 
     def _draw(
-        self, logits: torch.Tensor, slots: Int32, positions: Int32, rows: Int32 | None = None
+        self, logits: torch.Tensor, slots: Int32, uniform: Float64, rows: Int32 | None = None
     ) -> torch.Tensor:
         """(n,) int32 tokens of `slots`, whose logits are at `rows`."""
-        return self._kernels.sample(logits, self.state.drawing, slots, self._uniform(slots, positions), rows)
+        return self._kernels.sample(logits, self.state.drawing, slots, uniform, rows)
 
     def _adjusted(self, given: torch.Tensor, slots: Int32, positions: Int32) -> torch.Tensor:
         """Penalties, bias, token rules and min_tokens of rows `given` (n, vocab_size): a float32 copy."""
@@ -66,7 +76,7 @@ class Sampler:
         if penalised.size == len(slots):
             state.penalise(self._kernels, logits, slots)
         elif penalised.size:
-            at = torch.from_numpy(penalised).to(logits.device)
+            at = on_device(penalised, logits.device)
             part = logits[at]
             state.penalise(self._kernels, part, slots[penalised])
             logits[at] = part
@@ -79,7 +89,7 @@ class Sampler:
             state.forbid_stop(logits[row], int(slots[row]))
         torn = np.flatnonzero(state.constrained[slots] & (state.ruled[slots] | short))
         if torn.size:
-            at = torch.from_numpy(torn).to(logits.device)
+            at = on_device(torn, logits.device)
             logits[at] = grammar_first(given[at].float(), logits[at])
         return logits
 
@@ -88,10 +98,10 @@ class Sampler:
         state = self.state
         penalised = np.flatnonzero(state.penalised[slots])
         if penalised.size:
-            state.count(slots[penalised], tokens[torch.from_numpy(penalised).to(tokens.device)])
+            state.count(slots[penalised], tokens[on_device(penalised, tokens.device)])
         ruled = np.flatnonzero(state.ruled[slots])
         if ruled.size:
-            state.follow(slots[ruled].tolist(), tokens[torch.from_numpy(ruled).to(tokens.device)])
+            state.follow(slots[ruled].tolist(), tokens[on_device(ruled, tokens.device)])
 
     def _uniform(self, slots: Int32, positions: Int32) -> npt.NDArray[np.float64]:
         return uniform(self.state.seeds[slots], positions)

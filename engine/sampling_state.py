@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from ..kernels.sampling.interface import Penalties, Sampling, SamplingParameters
+from ..kernels.staged import on_device
 from ..scheduler.arrays import Int32
 from ..scheduler.messages import SamplingParams
+from .streams import Fetch, HostStream, Stream
 from .token_rules import TokenRules, rules_of
 
 GREEDY_TEMPERATURE = 1e-5  # at or below it the most likely token is taken
@@ -20,9 +22,12 @@ GREEDY_TEMPERATURE = 1e-5  # at or below it the most likely token is taken
 class SamplingState:
     """Arrays over slots. `write` fills one when a request takes it; `count` follows what penalised slots sample."""
 
-    def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, num_slots: int, vocab_size: int, device: torch.device, stream: Stream | None = None
+    ) -> None:
         self.vocab_size = vocab_size
         self.device = device
+        self._stream = stream or HostStream()
         # What the host steers by.
         self.penalised = np.zeros(num_slots, np.bool_)
         self.biased = np.zeros(num_slots, np.bool_)
@@ -52,6 +57,8 @@ class SamplingState:
         self._bias: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._stop_ids: dict[int, torch.Tensor] = {}
         self._rules: dict[int, TokenRules] = {}
+        # Tokens that rules have not been told yet: they were on the device when their step was enqueued.
+        self._unfollowed: list[tuple[list[tuple[int, TokenRules]], Fetch]] = []
         # Counts exist only for slots with penalties: `_rows` says where.
         self._rows: dict[int, int] = {}
         self._free_rows: list[int] = []
@@ -96,14 +103,12 @@ class SamplingState:
     def _write_bias(self, slot: int, sampling: SamplingParams) -> None:
         self._bias.pop(slot, None)
         if sampling.logit_bias:
-            ids = torch.tensor(list(sampling.logit_bias), dtype=torch.int64)
-            values = torch.tensor(list(sampling.logit_bias.values()), dtype=torch.float32)
-            self._bias[slot] = (ids.to(self.device), values.to(self.device))
+            ids = np.array(list(sampling.logit_bias), np.int64)
+            values = np.array(list(sampling.logit_bias.values()), np.float32)
+            self._bias[slot] = (on_device(ids, self.device), on_device(values, self.device))
         self._stop_ids.pop(slot, None)
         if sampling.min_tokens and sampling.stop_token_ids:
-            self._stop_ids[slot] = torch.tensor(
-                sampling.stop_token_ids, dtype=torch.int64, device=self.device
-            )
+            self._stop_ids[slot] = on_device(np.array(sampling.stop_token_ids, np.int64), self.device)
 
     def _write_counts(
         self, slot: int, tokens: Int32, num_prompt_tokens: int, sampling: SamplingParams, penalised: bool
@@ -120,9 +125,10 @@ class SamplingState:
             self._grow()
         row = self._rows[slot] = self._free_rows.pop()
         prompt, output = tokens[:num_prompt_tokens], tokens[num_prompt_tokens:]
-        self._prompt_has[row] = torch.from_numpy(np.bincount(prompt, minlength=self.vocab_size) > 0)
+        has = np.bincount(prompt, minlength=self.vocab_size) > 0
         counts = np.bincount(output, minlength=self.vocab_size).astype(np.int32)
-        self._output_counts[row] = torch.from_numpy(counts)
+        self._prompt_has[row] = on_device(has, self.device)
+        self._output_counts[row] = on_device(counts, self.device)
 
     def _write_rules(self, slot: int, output: Int32, sampling: SamplingParams) -> None:
         self._rules.pop(slot, None)
@@ -163,18 +169,28 @@ class SamplingState:
         logits.index_fill_(0, self._stop_ids[slot], float("-inf"))
 
     def rule_out(self, logits: torch.Tensor, slot: int) -> None:
-        """logits (vocab_size,) of one ruled slot, in place."""
+        """logits (vocab_size,) of one ruled slot, in place. Rules that look back wait for the tokens before."""
+        if self._rules[slot].follows_output:
+            self._catch_up()
         self._rules[slot].apply(logits)
 
     def follow(self, slots: list[int], tokens: torch.Tensor) -> None:
-        """Ruled `slots` sampled `tokens` (n,); only rules that look back make the host wait for them."""
-        if any(self._rules[slot].follows_output for slot in slots):
-            for slot, token in zip(slots, tokens.tolist(), strict=True):
-                self._rules[slot].follow(token)
+        """Ruled `slots` sampled `tokens` (n,). Rules that look back are told when they are next applied."""
+        rules = [(row, self._rules[slot]) for row, slot in enumerate(slots)]
+        looking_back = [(row, each) for row, each in rules if each.follows_output]
+        if looking_back:
+            self._unfollowed.append((looking_back, self._stream.fetch([tokens])))
+
+    def _catch_up(self) -> None:
+        unfollowed, self._unfollowed = self._unfollowed, []
+        for rules, fetch in unfollowed:
+            tokens = fetch.arrays()[0]
+            for row, each in rules:
+                each.follow(int(tokens[row]))
 
     def count(self, slots: Int32, tokens: torch.Tensor) -> None:
         """Penalised `slots` sampled `tokens` (n,)."""
-        rows = torch.from_numpy(self._count_rows(slots)).to(self.device)
+        rows = on_device(self._count_rows(slots), self.device)
         self._output_counts[rows, tokens.long()] += 1
 
     def _count_rows(self, slots: Int32) -> Int32:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from ..scheduler.plan import StepPlan, StepResult
-from .device_thread import Promise
 
-StepHandle: TypeAlias = Promise[StepResult]
+
+class StepHandle(Protocol):
+    """A launched step."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether there is an outcome, after at most `timeout_s`."""
+
+    def result(self) -> StepResult:
+        """Wait for the outcome; raises what went wrong in the step."""
 
 
 class StepRunner(Protocol):

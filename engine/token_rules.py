@@ -11,6 +11,7 @@ from collections import defaultdict, deque
 import numpy as np
 import torch
 
+from ..kernels.staged import on_device
 from ..scheduler.arrays import Int32
 from ..scheduler.messages import SamplingParams
 
@@ -29,11 +30,11 @@ class TokenRules:
         """`output`: the tokens that the request has produced already."""
         self._disallowed: torch.Tensor | None = None
         if sampling.allowed_token_ids:
-            disallowed = torch.ones(vocab_size, dtype=torch.bool)
+            disallowed = np.ones(vocab_size, np.bool_)
             disallowed[sampling.allowed_token_ids] = False
-            self._disallowed = disallowed.to(device)
+            self._disallowed = on_device(disallowed, device)
         single = [word[0] for word in sampling.bad_words if len(word) == 1]
-        self._unwanted = torch.tensor(single, dtype=torch.int64, device=device) if single else None
+        self._unwanted = on_device(np.array(single, np.int64), device) if single else None
         # Length of a beginning -> beginning -> the tokens that complete a bad word behind it.
         self._ends: dict[int, dict[tuple[int, ...], list[int]]] = {}
         for word in sampling.bad_words:
@@ -57,7 +58,7 @@ class TokenRules:
         if len(self._recent):
             completing = self._completing()
             if completing:
-                lower(logits, torch.tensor(completing, dtype=torch.int64, device=logits.device))
+                lower(logits, on_device(np.array(completing, np.int64), logits.device))
 
     def follow(self, token: int) -> None:
         """`token` came."""

@@ -13,6 +13,7 @@ import torch
 from ...scheduler.arrays import Int32
 from ...scheduler.messages import FinishReason
 from ..host_memory import lazy_zeros
+from ..streams import HostStream, Stream
 from .store import Grammar
 
 if TYPE_CHECKING:
@@ -58,12 +59,14 @@ class Matchers:
     """For slots that have a grammar. `bits` (num_slots, words) int32 holds masks: bit t % 32 of word t // 32 is set if
     token t may come. Not thread-safe."""
 
-    def __init__(self, num_slots: int, vocab_size: int, *, num_threads: int) -> None:
-        """`num_threads` fill masks together."""
+    def __init__(
+        self, num_slots: int, vocab_size: int, *, num_threads: int, stream: Stream | None = None
+    ) -> None:
+        """`num_threads` fill masks together. `stream` is the one that masks are sent through."""
         self._num_words = -(-vocab_size // 32)
         self._vocab_size = vocab_size
         self._num_threads = num_threads
-        self.bits = lazy_zeros((num_slots, self._num_words), torch.int32)
+        self.bits = (stream or HostStream()).host_zeros((num_slots, self._num_words), torch.int32)
         self._slots: dict[int, Matched] = {}
         self._visible = lazy_zeros((num_slots, self._num_words), torch.int32).numpy()
         self._last: Filled | None = None  # None when slots have changed since

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..staged import on_device
 from .interface import Float64, Int32, Penalties, SamplingParameters
 
 NARROW = 128  # candidates looked at before the whole vocabulary is
@@ -34,9 +35,9 @@ class TorchSampling:
         """One token for each of `slots` (n,), drawn from its row of logits: (n,) int32."""
         count = len(slots)
         if rows is not None:
-            logits = logits.index_select(0, torch.from_numpy(rows).to(logits.device))
+            logits = logits.index_select(0, on_device(rows, logits.device))
         at_once = max(1, ELEMENTS_AT_ONCE // logits.shape[1])
-        if count > at_once:
+        if count > at_once and logits.device.type == "cpu":
             cuts = [slice(first, first + at_once) for first in range(0, count, at_once)]
             return torch.cat([self.sample(logits[cut], how, slots[cut], uniform[cut]) for cut in cuts])
         logits = logits.float()
@@ -49,19 +50,25 @@ class TorchSampling:
         ):
             if not part.size:
                 continue
-            at = torch.from_numpy(part).to(logits.device)
-            mine = logits if part.size == count else logits[at]
-            if draw is None:
-                tokens[at] = first_argmax(mine)
+            if part.size == count:  # nothing to be picked out
+                mine, my_slots, my_uniform = logits, slots, uniform
             else:
-                slot = torch.from_numpy(slots[part].astype(np.int64)).to(logits.device)
-                tokens[at] = draw(mine, how, slot, torch.from_numpy(uniform[part]).to(logits.device))
+                at = on_device(part, logits.device)
+                mine, my_slots, my_uniform = logits[at], slots[part], uniform[part]
+            if draw is None:
+                drawn = first_argmax(mine)
+            else:
+                slot = on_device(my_slots, logits.device).long()
+                drawn = draw(mine, how, slot, on_device(my_uniform, logits.device))
+            if part.size == count:
+                return drawn.to(torch.int32)
+            tokens[at] = drawn
         return tokens.to(torch.int32)
 
     def penalise(self, logits: torch.Tensor, penalties: Penalties, slots: Int32, count_rows: Int32) -> None:
         """logits (n, V) float32 of `slots` (n,), in place: repetition, then frequency and presence."""
-        at = torch.from_numpy(slots.astype(np.int64)).to(logits.device)
-        rows = torch.from_numpy(count_rows.astype(np.int64)).to(logits.device)
+        at = on_device(slots, logits.device).long()
+        rows = on_device(count_rows, logits.device).long()
         counts = penalties.output_counts[rows]
         seen = penalties.prompt_has[rows] | (counts > 0)
         repetition = penalties.repetition[at, None]
@@ -74,7 +81,7 @@ class TorchSampling:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Log probabilities (n,), ranks (n,), the k best ids (n, k) and their log probabilities."""
         if rows is not None:
-            logits = logits.index_select(0, torch.from_numpy(rows).to(logits.device))
+            logits = logits.index_select(0, on_device(rows, logits.device))
         logits = logits.float()
         normaliser = logits.logsumexp(-1, keepdim=True)
         chosen = logits.gather(-1, token_ids.long()[:, None])

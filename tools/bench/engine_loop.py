@@ -17,7 +17,7 @@ import time
 import numpy as np
 import zmq
 from penstock.engine.core import EngineCore
-from penstock.engine.device_thread import DeviceThread
+from penstock.engine.device_thread import DeviceThread, Promise
 from penstock.engine.grammar.store import GrammarStore
 from penstock.engine.link import FrontEndLink
 from penstock.engine.step_runner import StepHandle
@@ -69,7 +69,7 @@ class InstantRunner:
         return self._start(plan)
 
     def _start(self, plan: StepPlan) -> StepHandle:
-        handle: StepHandle = StepHandle()
+        handle: Promise[StepResult] = Promise()
         handle._settle(result_of(plan), None)
         return handle
 

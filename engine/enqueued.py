@@ -1,0 +1,95 @@
+"""A step that the device has been given: what to fetch of it, and the `StepResult` once that has arrived."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..scheduler.arrays import Int32
+from ..scheduler.messages import PoolingParams
+from ..scheduler.plan import RowLogprobs, RowPooled, StepResult
+from .device_thread import Promise
+from .grammar.matchers import Ended
+from .logprobs import ScoredRow, Scores
+from .pooling import Pooler
+from .streams import Fetch, Stream, Timer
+
+
+@dataclass(slots=True)
+class EnqueuedStep:
+    """Made by the device's thread, read by whoever wants the result. What is fetched: the tokens, then what was scored,
+    then the states of prompts to be pooled."""
+
+    counts: Int32  # (rows,) tokens drawn; those of ended rows mean nothing
+    timer: Timer
+    tokens: torch.Tensor | None = None
+    scored: list[tuple[Scores, list[ScoredRow]]] = field(default_factory=list)
+    pooled_rows: list[tuple[int, PoolingParams]] = field(default_factory=list)
+    pooled: list[torch.Tensor] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+    fetch: Fetch | None = None
+
+    def start_fetch(self, stream: Stream) -> Fetch:
+        """All is enqueued: the results follow."""
+        tensors = [] if self.tokens is None else [self.tokens]
+        for scores, _ in self.scored:
+            tensors += scores.tensors
+        fetch = self.fetch = stream.fetch(tensors + self.pooled)
+        self.timer.stop()
+        return fetch
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether the device is through with it, after at most `timeout_s`."""
+        assert self.fetch is not None
+        return self.fetch.wait(timeout_s)
+
+    def collect(self, pooler: Pooler) -> StepResult:
+        """The result, waited for; raises what went wrong on the device."""
+        assert self.fetch is not None
+        arrays = iter(self.fetch.arrays())
+        counts, tokens = self.counts, np.zeros(0, np.int32) if self.tokens is None else next(arrays)
+        if self.ended:
+            counts = counts.copy()
+            counts[[row for row, _ in self.ended]] = 0
+            tokens = tokens[counts[self.counts > 0] > 0]
+        logprobs: list[RowLogprobs] = []
+        for scores, rows in self.scored:
+            found = [next(arrays) for _ in scores.tensors]
+            logprobs += [row.of(found) for row in rows]
+        pooled: list[RowPooled] = []
+        if self.pooled_rows:
+            vectors = pooler.vectors(list(arrays), [params for _, params in self.pooled_rows])
+            rows_of = [row for row, _ in self.pooled_rows]
+            pooled = [RowPooled(row, vector) for row, vector in zip(rows_of, vectors, strict=True)]
+        return StepResult(
+            counts=counts,
+            tokens=tokens,
+            logprobs=logprobs,
+            pooled=pooled,
+            ended=self.ended,
+            device_seconds=self.timer.seconds(),
+        )
+
+
+class LaunchedStep:
+    """The handle of a step on a device that runs ahead: enqueued by one thread, collected by another."""
+
+    __slots__ = ("_enqueued", "_pooler")
+
+    def __init__(self, enqueued: Promise[EnqueuedStep], pooler: Pooler) -> None:
+        self._enqueued = enqueued
+        self._pooler = pooler
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether there is an outcome, after at most `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        if not self._enqueued.wait(timeout_s):
+            return False
+        return self._enqueued.failed or self._enqueued.result().wait(max(0.0, deadline - time.monotonic()))
+
+    def result(self) -> StepResult:
+        """Wait for the outcome; raises what went wrong in the step, on the host or on the device."""
+        return self._enqueued.result().collect(self._pooler)
