@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arrays import Bool, Int32, Rows
-from .drafting import DraftLengths
 from .kv_cache import KVCache
 from .requests import Request
 from .slots import Phase, SlotTable
@@ -29,30 +28,20 @@ class DecodeRows:
     def num_tokens(self) -> int:
         return self.slots.size + (int(self.drafts.sum()) if self.drafts is not None else 0)
 
-    @property
-    def attended(self) -> int:
-        """(query, key) pairs."""
-        attended = int(self.starts.sum(dtype=np.int64)) + self.slots.size
-        if self.drafts is not None:
-            drafts = self.drafts.astype(np.int64)
-            attended += int((drafts * (self.starts + 1) + drafts * (drafts + 1) // 2).sum())
-        return attended
-
 
 class DecodePlanner:
     """Plans the decodes of a step: rows first come to be known here, with their pages taken and slots moved on."""
 
     def __init__(
-        self, slots: SlotTable, kv: KVCache, max_num_batched_tokens: int, drafting: DraftLengths | None
+        self, slots: SlotTable, kv: KVCache, *, max_num_batched_tokens: int, max_draft_tokens: int
     ) -> None:
         self._slots = slots
         self._kv = kv
         self._max_tokens = max_num_batched_tokens
-        self._drafting = drafting
+        self._max_drafts = max_draft_tokens
 
-    def plan(self, give_way: Callable[[], None], seconds: Callable[[int], float] | None = None) -> DecodeRows:
-        """The decodes of the next step. `give_way` preempts a running request, for its pages; `seconds` as in
-        `DraftLengths.lengths`.
+    def plan(self, give_way: Callable[[], None]) -> DecodeRows:
+        """The decodes of the next step. `give_way` preempts a running request, for its pages.
 
         Pages are taken for all drafts a row may verify. Where they are short nobody drafts in this step.
         """
@@ -60,7 +49,7 @@ class DecodePlanner:
         slots, starts = self._ready()
         if not slots.size:
             return DecodeRows(slots, starts, None)
-        drafts = self._drafts(slots, starts, seconds)
+        drafts = self._drafts(slots, starts) if self._max_drafts else None
         kv.give_back(slots, starts if drafts is None else starts - state.doubt[slots])
         ends = starts + np.int32(1) if drafts is None else starts + drafts + np.int32(1)
         rows, counts = kv.lacking(slots, ends)
@@ -86,21 +75,19 @@ class DecodePlanner:
         state = self._slots
         slots = state.decodes()
         starts: Int32 = state.computed[slots]
-        if self._drafting is not None:
+        if self._max_drafts:
             ready = starts <= state.limit[slots] - 2
             if not ready.all():
                 return slots[ready], starts[ready]
         return slots, starts
 
-    def _drafts(self, slots: Int32, starts: Int32, seconds: Callable[[int], float] | None) -> Int32 | None:
-        if self._drafting is None:
-            return None
+    def _drafts(self, slots: Int32, starts: Int32) -> Int32:
+        """(n,) how many tokens besides its next one each row may verify: none beyond the end of its request."""
         room = self._slots.limit[slots] - np.int32(2) - starts
-        drafts = self._drafting.lengths(slots, room, seconds)
+        drafts: Int32 = np.minimum(room, np.int32(self._max_drafts))
         left = self._max_tokens - slots.size
         if drafts.sum() > left:
-            before = np.cumsum(drafts) - drafts
-            drafts = np.clip(left - before, 0, drafts).astype(np.int32)
+            drafts = np.clip(left - (np.cumsum(drafts) - drafts), 0, drafts).astype(np.int32)
         return drafts
 
     def _make_room(self, give_way: Callable[[], None]) -> tuple[Int32, Int32, Rows, Int32]:

@@ -38,6 +38,7 @@ class SchedulerConfig:
     A model without `groups` keeps nothing from one step to the next (an encoder): its prompts are not cut into chunks,
     so a step must hold the longest, and requests end with their prompt. `target_itl_ms` is how long a step that has
     decodes should take at most (milliseconds): chunks of prefill are cut to it; 0 = as many tokens as the step holds.
+    `max_draft_tokens` is how many drafts the device may verify in a row.
     """
 
     max_num_seqs: int
@@ -49,6 +50,7 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     max_num_queued_reqs: int | None = None
     target_itl_ms: float = 0.0
+    max_draft_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_model_len", "page_size"):
@@ -69,6 +71,10 @@ class SchedulerConfig:
         if not (self.target_itl_ms >= 0 and math.isfinite(self.target_itl_ms)):
             raise ValueError(
                 f"target_itl_ms is {self.target_itl_ms}, it must be positive, or 0 for no target"
+            )
+        if self.max_draft_tokens < 0:
+            raise ValueError(
+                f"max_draft_tokens is {self.max_draft_tokens}, it must be positive, or 0 for none"
             )
         for group in self.groups:
             if group.num_pages < 1 or (group.kind == "sliding") != (group.window is not None):

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from .decode_rows import DecodeRows
 from .plan import StepPlan, StepResult
 from .step_time import StepContents, StepTimeModel
 
@@ -23,6 +26,7 @@ MAX_SLOWDOWN = 2.0
 ALONE_EVERY = 100
 # Of steps of decodes alone in a row, so many are learnt from, then one in eight: they are many and much alike.
 ALONE_LEARNT = 16
+DRAFTED_GAIN = 0.1  # weight of the newest step in the share of possible drafts that are verified
 
 
 class PrefillBudget:
@@ -65,24 +69,28 @@ class StallFree:
         self.target_s = target_s
         self._mixed_in_a_row = ALONE_EVERY  # planned
         self._alone_in_a_row = 0  # committed
+        self._share_drafted = 0.0  # of the drafts that rows might have verified of late
 
-    def budget(self, max_tokens: int, decode_tokens: int, decode_attended: int) -> PrefillBudget:
-        """For a step of at most `max_tokens` tokens that has so many of decodes (`StepContents`)."""
-        tokens = max_tokens - decode_tokens
-        if not self.target_s or not decode_tokens:
+    def budget(self, max_tokens: int, decodes: DecodeRows) -> PrefillBudget:
+        """For a step of at most `max_tokens` tokens that has these decodes."""
+        tokens = max_tokens - decodes.num_tokens
+        if not self.target_s or not decodes.slots.size:
             return PrefillBudget(tokens)
         if self._mixed_in_a_row >= ALONE_EVERY:
             return PrefillBudget(0)
         if not self.model.knows_prefill:
             return PrefillBudget(tokens, self.model, 0.0)
-        contents = StepContents(decode_tokens, decode_attended)
+        contents = self._expected(decodes)
         begin = self.model.prefill_begin_seconds(contents)
         allowed = max(self.target_s, MAX_SLOWDOWN * self.model.decode_seconds(contents))
         return PrefillBudget(tokens, self.model, allowed - begin)
 
-    def decode_seconds(self, num_tokens: int) -> float:
-        """What a step of decodes with so many tokens is predicted to take; 0 before one was measured."""
-        return self.model.decode_seconds(StepContents(num_tokens))
+    def _expected(self, decodes: DecodeRows) -> StepContents:
+        """Rows seldom verify all the drafts they may: what counts is the share that they did of late."""
+        num_rows = decodes.slots.size
+        attended = int(decodes.starts.sum(dtype=np.int64)) + num_rows
+        per_row = self._share_drafted * (decodes.num_tokens / num_rows - 1)
+        return StepContents(round(num_rows * (1 + per_row)), round(attended * (1 + per_row)))
 
     def expect(self, plan: StepPlan) -> float:
         """Seconds that this step, which is next, is predicted to take; 0 without prefill or a prediction."""
@@ -98,6 +106,9 @@ class StallFree:
         """What the step did and how long it took."""
         if not self.target_s:
             return
+        if plan.drafts is not None and result.drafted is not None:
+            share = float(result.drafted.sum() / plan.drafts.sum())
+            self._share_drafted += DRAFTED_GAIN * (share - self._share_drafted)
         alone = plan.num_decode_rows == plan.slots.size
         self._alone_in_a_row = self._alone_in_a_row + 1 if alone else 0
         if self._alone_in_a_row <= ALONE_LEARNT or self._alone_in_a_row % 8 == 0:

@@ -9,7 +9,6 @@ import numpy as np
 from .arrays import Bool, Int32
 from .counters import Counters
 from .decode_rows import DecodePlanner, DecodeRows
-from .drafting import DraftLengths
 from .kv_cache import Hit, KVCache
 from .kv_events import KVEventLog, KVEventPublisher
 from .limits import QueueFull, RequestTooLong, SchedulerConfig, refuse_what_never_fits
@@ -33,15 +32,10 @@ class Scheduler:
 
     Several plans may be made before the first is committed; commits come in the order of plans. `num_slots` is how
     many slots the device's arrays need: a few more than may run, because a slot whose request ended rests until the
-    steps that still name it were committed. With `drafting` the device may verify drafts.
+    steps that still name it were committed.
     """
 
-    def __init__(
-        self,
-        config: SchedulerConfig,
-        events: KVEventPublisher | None = None,
-        drafting: DraftLengths | None = None,
-    ) -> None:
+    def __init__(self, config: SchedulerConfig, events: KVEventPublisher | None = None) -> None:
         self.config = config
         self.num_slots = config.max_num_seqs + min(config.max_num_seqs, _MAX_RESTING_SLOTS)
         self._log = KVEventLog(config.groups, config.page_size, events) if events is not None else None
@@ -63,8 +57,12 @@ class Scheduler:
         self._next_sequence = 0
         self._counters = Counters()
         self._stall_free = StallFree(config.target_itl_ms / 1000)
-        self._drafting = drafting
-        self._decodes = DecodePlanner(self._slots, self._kv, config.max_num_batched_tokens, drafting)
+        self._decodes = DecodePlanner(
+            self._slots,
+            self._kv,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_draft_tokens=config.max_draft_tokens,
+        )
 
     # ---------------------------------------------------------------------------------------------------- requests
 
@@ -116,15 +114,11 @@ class Scheduler:
         Beside decodes, prefill gets as much as the target of the step's time leaves.
         """
         preempted_before = self._counters.num_preemptions
-        decodes = self._decodes.plan(
-            lambda: self._preempt(self._last_in_rank()), self._stall_free.decode_seconds
-        )
+        decodes = self._decodes.plan(lambda: self._preempt(self._last_in_rank()))
         chunks: list[tuple[int, int, int]] = []
         inits: list[SlotInit] = []
         if self._prefills or len(self._waiting):
-            budget = self._stall_free.budget(
-                self.config.max_num_batched_tokens, decodes.num_tokens, decodes.attended
-            )
+            budget = self._stall_free.budget(self.config.max_num_batched_tokens, decodes)
             self._plan_prefills(chunks, budget)
             if self._counters.num_preemptions == preempted_before:
                 inits = self._plan_admissions(chunks, budget, now)
@@ -220,8 +214,6 @@ class Scheduler:
         self._waiting.admitted(request)
         request.move(State.RUNNING)
         slot = self._slots.assign(request, request.token_limit(self.config.max_model_len))
-        if self._drafting is not None:
-            self._drafting.start(slot)
         self._kv.admit(slot, hit)
         self._slots.computed[slot] = hit.num_tokens
         request.node = hit.nodes[-1] if hit.nodes else None
@@ -340,14 +332,11 @@ class Scheduler:
         """Take in how many drafts of this step were right."""
         assert plan.drafts is not None
         assert result.drafted is not None
-        assert self._drafting is not None
         decodes = plan.num_decode_rows
         rows = np.flatnonzero(live[:decodes] & (result.counts[:decodes] > 0))
         slots, counts, drafted = plan.slots[rows], result.counts[rows], result.drafted[rows]
         self._slots.settle(slots, plan.drafts[rows], counts)
-        accepted = counts - np.int32(1)
-        self._drafting.observe(slots, drafted, accepted)
-        self._counters.verified(drafted, accepted)
+        self._counters.verified(drafted, counts - np.int32(1))
 
     def _end(self, request: Request, reason: FinishReason, outcome: StepOutcome) -> None:
         """Finish a running request at a commit."""

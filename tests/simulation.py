@@ -7,8 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 
 import numpy as np
-from fake_device import FakeDevice, mix
-from penstock.scheduler.arrays import Int32
+from fake_device import FakeDevice
 from penstock.scheduler.groups import KVGroup
 from penstock.scheduler.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEvent
 from penstock.scheduler.messages import SamplingParams
@@ -96,34 +95,10 @@ def tree_blocks(scheduler: Scheduler) -> set[tuple[int, int]]:
     return found
 
 
-class RandomDrafts:
-    """As many drafts as a hash says, up to `most`; remembers what became of them."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.calls = 0
-        self.drafted = self.accepted = 0
-
-    def start(self, slot: int) -> None:
-        assert slot >= 0
-
-    def lengths(self, slots: Int32, room: Int32, seconds: Callable[[int], float] | None) -> Int32:
-        assert (room >= 0).all(), "a row that may not be planned"
-        self.calls += 1
-        wanted = np.array([mix(self.calls, slot) % (self.most + 1) for slot in slots.tolist()], np.int32)
-        return np.minimum(wanted, room)
-
-    def observe(self, slots: Int32, drafted: Int32, accepted: Int32) -> None:
-        assert slots.shape == drafted.shape == accepted.shape
-        assert ((accepted >= 0) & (accepted <= drafted)).all()
-        self.drafted += int(drafted.sum())
-        self.accepted += int(accepted.sum())
-
-
 class Simulation:
     """`step` plans, launches and, once `lag` steps are in flight besides, commits; `outputs` gathers the tokens.
 
-    `seconds` is what the device says a plan took; up to `drafts` tokens are drafted for a decode.
+    `seconds` is what the device says a plan took.
     """
 
     def __init__(
@@ -132,11 +107,9 @@ class Simulation:
         lag: int = 0,
         events: bool = False,
         seconds: Callable[[StepPlan], float] = lambda plan: 0.0,
-        drafts: int = 0,
     ) -> None:
         self.mirror = EventMirror() if events else None
-        self.drafting = RandomDrafts(drafts) if drafts else None
-        self.scheduler = Scheduler(config, self.mirror, self.drafting)
+        self.scheduler = Scheduler(config, self.mirror)
         self.device = FakeDevice.of(self.scheduler)
         self.lag = lag
         self.seconds = seconds

@@ -11,27 +11,9 @@ from penstock.scheduler.scheduler import Scheduler, StepOutcome
 from simulation import Simulation, make_config, make_request
 
 
-class Drafts:
-    """Always `most`; remembers every (slot, drafted, accepted) it is told."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.told: list[tuple[int, int, int]] = []
-        self.started: list[int] = []
-
-    def start(self, slot: int) -> None:
-        self.started.append(slot)
-
-    def lengths(self, slots: np.ndarray, room: np.ndarray, seconds: object) -> np.ndarray:
-        return np.minimum(room, self.most).astype(np.int32)
-
-    def observe(self, slots: np.ndarray, drafted: np.ndarray, accepted: np.ndarray) -> None:
-        self.told += zip(slots.tolist(), drafted.tolist(), accepted.tolist(), strict=True)
-
-
-def decoding(request: Request, drafts: Drafts, **config: object) -> Scheduler:
-    """A scheduler whose only request has its first token, 50."""
-    scheduler = Scheduler(make_config(**config), drafting=drafts)
+def decoding(request: Request, drafts: int) -> Scheduler:
+    """A scheduler whose only request has its first token, 50, and may have `drafts` tokens verified in a step."""
+    scheduler = Scheduler(make_config(max_draft_tokens=drafts))
     scheduler.add(request)
     plan = scheduler.plan(0.0)
     assert plan is not None
@@ -60,18 +42,16 @@ def commit(
 
 
 def test_all_tokens_of_a_step_are_delivered_and_the_next_one_begins_after_them() -> None:
-    drafts = Drafts(4)
-    scheduler = decoding(make_request(0, range(3), max_tokens=30), drafts)
+    scheduler = decoding(make_request(0, range(3), max_tokens=30), 4)
     plan = next_plan(scheduler)
     assert (plan.starts.tolist(), plan.lens.tolist(), plan.drafts.tolist()) == ([3], [5], [4])  # type: ignore[union-attr]
     outcome = commit(scheduler, plan, [51, 52, 53], drafted=4)
     assert (outcome.counts.tolist(), outcome.tokens.tolist()) == ([3], [51, 52, 53])
     assert next_plan(scheduler).starts.tolist() == [6]
-    assert drafts.told == [(plan.slots[0], 4, 2)]
 
 
 def test_a_step_planned_meanwhile_begins_at_the_highest_position_possible_until_the_truth_is_known() -> None:
-    scheduler = decoding(make_request(0, range(3), max_tokens=30), Drafts(4))
+    scheduler = decoding(make_request(0, range(3), max_tokens=30), 4)
     first, second = next_plan(scheduler), next_plan(scheduler)
     assert second.starts.tolist() == [3 + 5]
     commit(scheduler, first, [51], drafted=4)
@@ -81,7 +61,7 @@ def test_a_step_planned_meanwhile_begins_at_the_highest_position_possible_until_
 
 def test_tokens_after_a_stop_token_are_dropped() -> None:
     request = make_request(0, range(3), max_tokens=30, stop_token_ids=[9], logprobs=0)
-    scheduler = decoding(request, Drafts(4))
+    scheduler = decoding(request, 4)
     outcome = commit(scheduler, next_plan(scheduler), [51, 9, 52, 53])
     assert (outcome.counts.tolist(), outcome.tokens.tolist()) == ([2], [51, 9])
     assert (request.finish_reason, request.tokens.tolist()) == ("stop", [0, 1, 2, 50, 51, 9])
@@ -89,7 +69,7 @@ def test_tokens_after_a_stop_token_are_dropped() -> None:
 
 def test_a_stop_token_before_min_tokens_ends_nothing_within_a_run() -> None:
     request = make_request(0, range(3), max_tokens=30, stop_token_ids=[9], min_tokens=3)
-    scheduler = decoding(request, Drafts(4))
+    scheduler = decoding(request, 4)
     outcome = commit(scheduler, next_plan(scheduler), [9, 9, 9, 53])
     assert outcome.tokens.tolist() == [9, 9, 9]
     assert request.finish_reason == "stop"
@@ -98,7 +78,7 @@ def test_a_stop_token_before_min_tokens_ends_nothing_within_a_run() -> None:
 @pytest.mark.parametrize("max_tokens", [2, 3, 4, 5])
 def test_no_row_may_draft_beyond_the_last_token_of_its_request(max_tokens: int) -> None:
     request = make_request(0, range(3), max_tokens=max_tokens)
-    scheduler = decoding(request, Drafts(9))
+    scheduler = decoding(request, 9)
     plan = next_plan(scheduler)
     assert plan.lens.tolist() == [max_tokens - 1], "each token of the row draws one more"
     commit(scheduler, plan, list(range(60, 59 + max_tokens)))
@@ -107,7 +87,7 @@ def test_no_row_may_draft_beyond_the_last_token_of_its_request(max_tokens: int) 
 
 def test_a_request_that_drafts_in_flight_may_end_is_waited_for() -> None:
     request = make_request(0, range(3), max_tokens=6)
-    scheduler = decoding(request, Drafts(9))
+    scheduler = decoding(request, 9)
     plan = next_plan(scheduler)
     assert plan.drafts is not None
     assert plan.drafts.tolist() == [4]
@@ -118,7 +98,7 @@ def test_a_request_that_drafts_in_flight_may_end_is_waited_for() -> None:
 
 def test_without_pages_for_drafts_nobody_drafts_but_all_go_on() -> None:
     requests = [make_request(index, range(index, index + 3), max_tokens=9) for index in range(2)]
-    scheduler = Scheduler(make_config(groups=(KVGroup("full", 4),), page_size=4), drafting=Drafts(6))
+    scheduler = Scheduler(make_config(groups=(KVGroup("full", 4),), page_size=4, max_draft_tokens=6))
     for request in requests:
         scheduler.add(request)
     plan = next_plan(scheduler)
@@ -130,7 +110,7 @@ def test_without_pages_for_drafts_nobody_drafts_but_all_go_on() -> None:
 
 
 def test_drafts_never_exceed_the_tokens_of_a_step() -> None:
-    scheduler = Scheduler(make_config(max_num_seqs=8, max_num_batched_tokens=12), drafting=Drafts(6))
+    scheduler = Scheduler(make_config(max_num_seqs=8, max_num_batched_tokens=12, max_draft_tokens=6))
     for index in range(4):
         scheduler.add(make_request(index, range(index, index + 3), max_tokens=60))
     plan = next_plan(scheduler)
@@ -140,7 +120,7 @@ def test_drafts_never_exceed_the_tokens_of_a_step() -> None:
 
 
 def test_counters_tell_how_often_each_position_of_a_draft_was_right() -> None:
-    scheduler = decoding(make_request(0, range(3), max_tokens=60), Drafts(4))
+    scheduler = decoding(make_request(0, range(3), max_tokens=60), 4)
     for count in (1, 3, 5, 2):
         commit(scheduler, next_plan(scheduler), [60] * count, drafted=4)
     load = scheduler.load()
@@ -154,7 +134,7 @@ def test_log_probabilities_of_dropped_tokens_are_dropped() -> None:
         make_request(index, [index, 7, 8], max_tokens=25, logprobs=0, stop_token_ids=list(range(40)))
         for index in range(6)
     ]
-    simulation = Simulation(make_config(), lag=1, drafts=6)
+    simulation = Simulation(make_config(max_draft_tokens=6), lag=1)
     simulation.add(*requests)
     scored: dict[int, list[int]] = {request.request_id: [] for request in requests}
     while simulation.scheduler.has_work():
@@ -167,7 +147,7 @@ def test_log_probabilities_of_dropped_tokens_are_dropped() -> None:
 
 
 def test_more_tokens_than_were_drafted_are_refused() -> None:
-    scheduler = decoding(make_request(0, range(3), max_tokens=30), Drafts(4))
+    scheduler = decoding(make_request(0, range(3), max_tokens=30), 4)
     plan = next_plan(scheduler)
     with pytest.raises(AssertionError, match="at most one for each draft"):
         commit(scheduler, plan, [51, 52, 53], drafted=1)

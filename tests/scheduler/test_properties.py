@@ -152,10 +152,9 @@ def test_every_request_ends_as_it_would_alone_and_no_page_is_lost(
         policy=policy,
         enable_prefix_caching=caching,
         target_itl_ms=target_ms,
+        max_draft_tokens=drafts,
     )
-    simulation = Simulation(
-        config, lag, events=True, seconds=lambda plan: 1e-3 * (2 + plan.num_tokens), drafts=drafts
-    )
+    simulation = Simulation(config, lag, events=True, seconds=lambda plan: 1e-3 * (2 + plan.num_tokens))
     todo = sorted(enumerate(arrivals), key=lambda pair: pair[1].step)
     aborts: dict[int, list[Request]] = {}
     taken: list[tuple[Request, list[int]]] = []

@@ -81,8 +81,8 @@ def expected_end(kind: int, detection: RepetitionDetection, after: int = 0) -> l
     return output
 
 
-def simulate(requests: Iterable[Request], drafts: int = 0, **config: object) -> Simulation:
-    simulation = Simulation(make_config(**config), lag=1, drafts=drafts)
+def simulate(requests: Iterable[Request], **config: object) -> Simulation:
+    simulation = Simulation(make_config(**config), lag=1)
     simulation.device = Looping.of(simulation.scheduler)
     simulation.add(*requests)
     simulation.run()
@@ -99,7 +99,10 @@ def test_requests_end_where_they_begin_to_go_round_whatever_the_company(pages: i
     ]
     free = make_request(9, [3, 7, 8], max_tokens=40)
     simulation = simulate(
-        [*requests, free], drafts, groups=(KVGroup("full", pages),), enable_prefix_caching=False
+        [*requests, free],
+        groups=(KVGroup("full", pages),),
+        enable_prefix_caching=False,
+        max_draft_tokens=drafts,
     )
     assert (simulation.scheduler.load().num_preemptions > 0) == (pages == 16)
     for kind, request in zip(kinds, requests, strict=True):
