@@ -49,6 +49,17 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "attention_run": (None, (P, I, P, P, P, P, P, P, *[L] * 12)),
     "embedding": (None, (P, L, L, P, I, P)),
     "graph_run": (None, (P, I)),
+    "ngram_new": (P, (I, I, I, I, I, I)),
+    "ngram_free": (None, (P,)),
+    "ngram_start": (None, (P, I, P, I, I, I)),
+    "ngram_predict": (None, (P, I, P, I, P, I)),
+    "ngram_stop": (None, (P, I)),
+    "ngram_clear_pool": (None, (P, I)),
+    "ngram_ingest": (L, (P, L)),
+    "ngram_extend": (None, (P, I, P, P, P, P)),
+    "ngram_propose": (L, (P, I, P, P, P, P, P)),
+    "ngram_predicted": (None, (P, I, P, P, P)),
+    "ngram_bytes": (L, (P, I)),
 }
 TYPED = {
     *("linear", "linear_rows", "rms_norm", "add_rms_norm", "silu_mul", "rotary"),
