@@ -19,6 +19,7 @@ from ..scheduler.scheduler import SchedulerConfig
 from . import kv_pool
 from .choices import Choices, choose, dtype_name
 from .device_thread import DeviceThread
+from .drafters import open_speculation
 from .errors import ConfigurationError
 from .grammar.masks import MaskThread
 from .host_memory import available_bytes
@@ -124,6 +125,7 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
                     num_threads=1 if choices.device.type == "cpu" else max(1, choices.num_threads // 2),
                 ),
                 recorder=None if config.enforce_eager else ops.recorder(),
+                speculation=open_speculation(config.speculative, 2 * config.max_num_seqs),
             )
         thread.submit(leave_cores_to_kernels, ops, choices).result()
         with phase("warm_up", "warming up"):
@@ -167,6 +169,7 @@ def scheduler_config(
         enable_prefix_caching=config.enable_prefix_caching,
         max_num_queued_reqs=info.max_num_queued_reqs,
         target_itl_ms=choices.target_itl_ms,
+        max_draft_tokens=config.speculative.num_speculative_tokens if config.speculative is not None else 0,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from ..scheduler.arrays import Int32
 from ..scheduler.messages import PoolingParams
 from ..scheduler.plan import RowLogprobs, RowPooled, StepResult
+from .bound import Bound
 from .device_thread import Promise
 from .grammar.matchers import Ended
 from .logprobs import ScoredRow, Scores
@@ -21,9 +22,9 @@ from .streams import Fetch, Stream, Timer
 @dataclass(slots=True)
 class EnqueuedStep:
     """Made by the device's thread, read by whoever wants the result. What is fetched: the tokens, then what was scored,
-    then the states of prompts to be pooled."""
+    then the states of prompts to be pooled. Rows are those of the plan, but in what is `bound`."""
 
-    counts: Int32  # (rows,) tokens drawn; those of ended rows mean nothing
+    counts: Int32  # (rows,) tokens drawn, if nothing was drafted; those of ended rows mean nothing
     timer: Timer
     tokens: torch.Tensor | None = None
     scored: list[tuple[Scores, list[ScoredRow]]] = field(default_factory=list)
@@ -31,6 +32,8 @@ class EnqueuedStep:
     pooled: list[torch.Tensor] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     fetch: Fetch | None = None
+    bound: Bound | None = None  # the plan with its drafts
+    seconds: float | None = None  # of the device, once asked for
 
     def start_fetch(self, stream: Stream) -> Fetch:
         """All is enqueued: the results follow."""
@@ -46,19 +49,34 @@ class EnqueuedStep:
         assert self.fetch is not None
         return self.fetch.wait(timeout_s)
 
+    def drawn(self) -> Int32:
+        """The tokens, one for each position that draws, waited for."""
+        assert self.fetch is not None
+        tokens: Int32 = self.fetch.arrays()[0]
+        return tokens
+
+    def device_seconds(self) -> float:
+        """What the step took, waited for."""
+        if self.seconds is None:
+            self.seconds = self.timer.seconds()
+        return self.seconds
+
     def collect(self, pooler: Pooler) -> StepResult:
         """The result, waited for; raises what went wrong on the device."""
         assert self.fetch is not None
         arrays = iter(self.fetch.arrays())
         counts, tokens = self.counts, np.zeros(0, np.int32) if self.tokens is None else next(arrays)
+        drafted: Int32 | None = None
+        if self.bound is not None:
+            counts, tokens, drafted = self.bound.results(tokens)
         if self.ended:
-            counts = counts.copy()
-            counts[[row for row, _ in self.ended]] = 0
-            tokens = tokens[counts[self.counts > 0] > 0]
+            left = counts.copy()
+            left[[row for row, _ in self.ended]] = 0
+            counts, tokens = left, tokens[np.repeat(left > 0, counts)]
         logprobs: list[RowLogprobs] = []
         for scores, rows in self.scored:
             found = [next(arrays) for _ in scores.tensors]
-            logprobs += [row.of(found) for row in rows]
+            logprobs += [row.of(found, None if row.is_prompt else int(counts[row.row])) for row in rows]
         pooled: list[RowPooled] = []
         if self.pooled_rows:
             vectors = pooler.vectors(list(arrays), [params for _, params in self.pooled_rows])
@@ -70,7 +88,8 @@ class EnqueuedStep:
             logprobs=logprobs,
             pooled=pooled,
             ended=self.ended,
-            device_seconds=self.timer.seconds(),
+            device_seconds=self.device_seconds(),
+            drafted=drafted,
         )
 
 

@@ -40,10 +40,10 @@ class ScoredRow:
     k: int
     is_prompt: bool
 
-    def of(self, scores: Sequence[npt.NDArray[Any]]) -> RowLogprobs:
-        """Cut out of `Scores.tensors`, on the host."""
+    def of(self, scores: Sequence[npt.NDArray[Any]], count: int | None = None) -> RowLogprobs:
+        """Cut out of `Scores.tensors`, on the host; `count` of the entries, if not all are to be had."""
         token_ids, logprobs, ranks, top_ids, top_logprobs = scores
-        mine = slice(self.first, self.last)
+        mine = slice(self.first, self.last if count is None else min(self.last, self.first + count))
         return RowLogprobs(
             row=self.row,
             is_prompt=self.is_prompt,

@@ -22,7 +22,9 @@ from ..scheduler.arrays import Int32
 from ..scheduler.messages import PoolingParams, SamplingParams
 from ..scheduler.plan import StepPlan, StepResult
 from ..scheduler.requests import Request
+from ..spec.verify import Drafts, offsets
 from .batch import BatchBuilder, ForwardBatch
+from .bound import DrawnRows, drawn_rows
 from .device_thread import DeviceThread
 from .enqueued import EnqueuedStep, LaunchedStep
 from .grammar.masks import Masks, MaskThread
@@ -35,6 +37,7 @@ from .pooling import Pooler, PoolingSlots
 from .prefault import Prefault
 from .sampler import Sampler
 from .sampling_state import SamplingState
+from .speculation import Speculation
 from .step_runner import StepHandle
 from .streams import Stream, open_stream
 
@@ -51,16 +54,16 @@ class NewSlot:
     sampling: SamplingParams
     pooling: PoolingParams | None
     grammar: Grammar | None
+    cache_salt: str
 
 
 @dataclass(frozen=True, slots=True)
-class SampledRows:
-    """The n rows of a plan that draw a token; on the host unless said."""
+class Sampled:
+    """What sampling needs of a step; on the host unless said."""
 
+    drawn: DrawnRows
     q_start: Int32  # (rows of the batch + 1,)
-    rows: np.ndarray  # (n,) of the plan
     slots: Int32  # (n,)
-    positions: Int32  # (n,) of the tokens to be drawn
     wanted: Int32  # (n,) alternatives whose log probabilities are wanted; -1 for none at all
     scored: Int32  # which of the n want any
     scored_on_device: torch.Tensor | None
@@ -92,8 +95,10 @@ class ModelRunner:
             int
         ] = (),  # batch sizes to record at start; none = whatever comes, as it comes
         scratch_pages: Sequence[int] = (),  # per KV group one that no request has, for padding rows
+        speculation: Speculation | None = None,
     ) -> None:
         self.num_slots = num_slots
+        self._speculation = speculation
         self._model = model
         self._stream = stream or open_stream(device)
         self._graphs: GraphedForward | CapturedForward
@@ -133,6 +138,7 @@ class ModelRunner:
                 init.request.sampling,
                 init.request.pooling,
                 grammar_of(init.request),
+                init.request.cache_salt,
             )
             for init in plan.inits
         ]
@@ -181,22 +187,55 @@ class ModelRunner:
         """Give the step to the device. A steady decode step waits for nothing here; a step with grammars waits, once
         its forward pass is enqueued, for the tokens of the step before."""
         step = EnqueuedStep(counts=plan.sample.astype(np.int32), timer=self._stream.timer())
+        sources = None
+        if self._speculation is not None:
+            sources = self._speculate(self._speculation, plan, new, step)
         for init in new:
             self._start(init)
-        rows = np.flatnonzero(plan.sample)
-        masks = self._grammars.begin(plan.slots[rows])
-        batch, sampled = self._build(plan, rows)
+        if step.bound is not None:
+            plan = step.bound.plan
+        drawn = drawn_rows(plan, step.bound)
+        masks = self._grammars.begin(drawn.slots)
+        batch, sampled = self._build(plan, drawn)
         for backend, attention_batch in zip(self._attention, batch.attention, strict=True):
             backend.plan(attention_batch)
         hidden = self._forward(batch)
         self._score_prompts(step, plan, sampled.q_start, hidden)
-        if rows.size:
+        if drawn.rows.size:
             self._sample(step, hidden, sampled, masks)
         self._pool(step, plan, sampled.q_start, hidden)
         fetch = step.start_fetch(self._stream)
-        if rows.size and masks is not None:
+        if drawn.rows.size and masks is not None:
             self._grammars.drawn(masks, fetch)
+        if self._speculation is not None:
+            self._speculation.enqueued(plan, step, sources)
         return step
+
+    def _speculate(
+        self, speculation: Speculation, plan: StepPlan, new: list[NewSlot], step: EnqueuedStep
+    ) -> Int32 | None:
+        """Give the step its drafts; returns how they came about."""
+        speculation.settle(plan)
+        for slot in plan.left:
+            speculation.stop(slot)
+        for init in new:
+            if init.pooling is None:
+                speculation.start(init.slot, init.tokens, init.num_prompt_tokens, cache_salt=init.cache_salt)
+        bound = speculation.bind(plan, self._allowed)
+        if bound is None:
+            return None
+        step.bound, sources = bound
+        drafts, rows = step.bound.drafts, step.bound.plan
+        if drafts.tokens.size:
+            slots = np.repeat(rows.slots, drafts.counts)
+            positions = np.repeat(rows.starts, drafts.counts) + offsets(drafts.counts) + np.int32(1)
+            places, tokens = self._stream.stage([self._batches.places(slots, positions), drafts.tokens])
+            self._batches.write_tokens(places, tokens)
+        return sources
+
+    def _allowed(self, slots: Int32, drafts: Drafts) -> Int32:
+        """(n,) how many of the drafts of `slots` may be verified."""
+        return np.where(self._sampling.constrained[slots], 0, drafts.counts).astype(np.int32)
 
     def _start(self, init: NewSlot) -> None:
         """A request that came since the last step."""
@@ -208,23 +247,21 @@ class ModelRunner:
             init.slot, init.grammar, init.sampling.stop_token_ids, init.tokens[init.num_prompt_tokens :]
         )
 
-    def _build(self, plan: StepPlan, rows: np.ndarray) -> tuple[ForwardBatch, SampledRows]:
-        """The batch, with the page tables up to date, and what sampling the plan's `rows` needs beside it."""
+    def _build(self, plan: StepPlan, drawn: DrawnRows) -> tuple[ForwardBatch, Sampled]:
+        """The batch, with the page tables up to date, and what sampling needs beside it."""
         count = len(plan.slots)
         decodes = plan.num_decode_rows == count
         arrays = self._batches.index(plan, self._graphs.padding.of(count) if decodes else 0)
-        slots, positions = plan.slots, plan.starts + plan.lens
-        if rows.size < count:
-            slots, positions = slots[rows], positions[rows]
+        slots, positions = drawn.slots, drawn.positions
         wanted = self._sampling.logprobs[slots]
         scored = np.flatnonzero(wanted >= 0).astype(np.int32)
-        uniform = self._sampler.prepare(slots, positions) if rows.size else None
+        uniform = self._sampler.prepare(slots, positions) if slots.size else None
         # What goes to the device beside the batch, all of it in one copy.
         others: dict[str, np.ndarray] = {}
-        if rows.size:
+        if slots.size:
             others["places"] = self._batches.places(slots, positions)
         if not decodes:
-            others["last"] = arrays.q_start[1:][rows].astype(np.int64) - 1
+            others["last"] = drawn.last
         if scored.size:
             others["scored"] = scored
         if uniform is not None and self._stream.runs_ahead:
@@ -253,11 +290,10 @@ class ModelRunner:
         cut = not decodes and not self._pooling.ended(plan)
         if cut and self._sampling.prompt_logprobs[plan.slots].max() < 0:
             batch.wanted = theirs["last"]
-        sampled = SampledRows(
+        sampled = Sampled(
+            drawn=drawn,
             q_start=arrays.q_start,
-            rows=rows,
             slots=slots,
-            positions=positions,
             wanted=wanted,
             scored=scored,
             scored_on_device=theirs.get("scored"),
@@ -268,11 +304,12 @@ class ModelRunner:
         return batch, sampled
 
     def _sample(
-        self, step: EnqueuedStep, hidden: torch.Tensor, sampled: SampledRows, masks: Masks | None
+        self, step: EnqueuedStep, hidden: torch.Tensor, sampled: Sampled, masks: Masks | None
     ) -> None:
         """The next token of the sampled rows, written where the next step reads it. Log probabilities are those of the
         raw distribution, so they are looked up before `masks` forbid anything."""
-        count = sampled.rows.size
+        drawn = sampled.drawn
+        count = drawn.rows.size
         if count < len(hidden):
             hidden = hidden[:count] if sampled.last is None else hidden.index_select(0, sampled.last)
         logits = self._model.logits(hidden)
@@ -281,16 +318,26 @@ class ModelRunner:
         if at is not None and masks is not None:
             raw, raw_rows = logits.index_select(0, at), np.arange(scored.size, dtype=np.int32)
         if masks is not None:
-            step.ended = [(int(sampled.rows[i]), reason) for i, reason in masks.apply(logits)]
-        step.tokens = tokens = self._sampler.sample(logits, sampled.slots, sampled.positions, sampled.uniform)
+            step.ended = [(int(drawn.rows[i]), reason) for i, reason in masks.apply(logits)]
+        if drawn.drafts is None:
+            tokens = self._sampler.sample(logits, sampled.slots, drawn.positions, sampled.uniform)
+        else:
+            tokens = self._sampler.sample_drafted(
+                logits, sampled.slots, drawn.positions, sampled.uniform, drawn.drafts
+            )
+        step.tokens = tokens
         assert sampled.places is not None
         self._batches.write_tokens(sampled.places, tokens)
         if at is not None:
             most = int(sampled.wanted.max())
             scores = score(self._kernels, raw, tokens.index_select(0, at), most, raw_rows)
+            owners = drawn.rows[scored]
+            firsts = np.flatnonzero(np.diff(owners, prepend=-1)).tolist()
             rows = [
-                ScoredRow(int(sampled.rows[i]), n, n + 1, int(sampled.wanted[i]), is_prompt=False)
-                for n, i in enumerate(scored.tolist())
+                ScoredRow(
+                    int(owners[first]), first, last, int(sampled.wanted[scored[first]]), is_prompt=False
+                )
+                for first, last in zip(firsts, [*firsts[1:], len(owners)], strict=True)
             ]
             step.scored.append((scores, rows))
 

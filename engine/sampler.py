@@ -20,6 +20,7 @@ import torch
 from ..kernels.sampling.interface import Float64, Sampling
 from ..kernels.staged import on_device
 from ..scheduler.arrays import Int32
+from ..spec.verify import Drafts
 from .sampling_state import SamplingState
 from .token_rules import UNWANTED
 
@@ -61,6 +62,44 @@ class Sampler:
         drawn = self._draw(logits, slots[others], uniform[others], others)
         all_tokens[on_device(others, logits.device)] = drawn
         return all_tokens
+
+    def sample_drafted(
+        self,
+        logits: torch.Tensor,
+        slots: Int32,
+        positions: Int32,
+        uniform: Float64 | None,
+        drafts: Drafts,
+    ) -> torch.Tensor:
+        """As `sample`, of rows that draw counts[i] + 1 tokens each. Where what is drawn depends on the tokens before,
+        a row draws one after the other, as long as its drafts are right; what it does not come to is -1."""
+        follows = self.state.follows[slots]
+        begins = np.cumsum(drafts.counts + 1) - drafts.counts - 1
+        runs = np.flatnonzero(follows[begins] & (drafts.counts > 0))
+        if not runs.size:
+            return self.sample(logits, slots, positions, uniform)
+        tokens = torch.full((len(slots),), -1, dtype=torch.int32, device=logits.device)
+        first_drafts = np.cumsum(drafts.counts) - drafts.counts
+        is_first = np.zeros(len(slots), np.bool_)
+        is_first[begins] = True
+        now = np.flatnonzero(is_first | ~follows)
+        for drawn in range(1, int(drafts.counts[runs].max()) + 2):
+            at = on_device(now, logits.device)
+            some = None if uniform is None else uniform[now]
+            tokens[at] = self.sample(logits.index_select(0, at), slots[now], positions[now], some)
+            runs = runs[drafts.counts[runs] >= drawn]
+            if not runs.size:
+                break
+            latest = begins[runs] + drawn - 1
+            right = (
+                tokens[on_device(latest, logits.device)].cpu().numpy()
+                == (drafts.tokens[first_drafts[runs] + drawn - 1])
+            )
+            runs = runs[right]
+            if not runs.size:
+                break
+            now = begins[runs] + drawn
+        return tokens
 
     def _draw(
         self, logits: torch.Tensor, slots: Int32, uniform: Float64, rows: Int32 | None = None

@@ -42,6 +42,7 @@ class SamplingState:
         self.changed = np.zeros(
             num_slots, np.bool_
         )  # logits are penalised, biased or ruled, whatever their place
+        self.follows = np.zeros(num_slots, np.bool_)  # how a token is drawn depends on those drawn before
         # What the device computes with.
         self.drawing = SamplingParameters(
             temperature=torch.zeros(num_slots, device=device),
@@ -99,6 +100,8 @@ class SamplingState:
         self._write_counts(slot, tokens, num_prompt_tokens, sampling, penalised)
         self._write_rules(slot, tokens[num_prompt_tokens:], sampling)
         self.changed[slot] = penalised or self.biased[slot] or self.ruled[slot]
+        rules = self._rules.get(slot)
+        self.follows[slot] = penalised or (rules is not None and rules.follows_output)
 
     def _write_bias(self, slot: int, sampling: SamplingParams) -> None:
         self._bias.pop(slot, None)

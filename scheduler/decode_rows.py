@@ -15,9 +15,10 @@ from .slots import Phase, SlotTable
 
 @dataclass(slots=True)
 class DecodeRows:
-    """Rows of a step, each with one token and up to `drafts` more; int32 (n,). `drafts` None: nobody drafts.
+    """Rows of a step, each with one token and up to `drafts` more; int32 (n,).
 
-    `starts` are the positions of the first tokens if every draft in flight is accepted.
+    `starts` are the positions of the first tokens if every draft in flight is accepted. `drafts` None: no row may
+    draft, and none is in flight.
     """
 
     slots: Int32
@@ -63,8 +64,11 @@ class DecodePlanner:
                 kv.grow_rows(slots[rows], counts)
         ending = starts >= state.limit[slots] - 2
         if drafts is not None:
-            ending = starts - state.doubt[slots] >= state.limit[slots] - 2
+            doubt = state.doubt[slots]
+            ending = starts - doubt >= state.limit[slots] - 2
             state.doubt[slots] += drafts
+            if not drafts.any() and not doubt.any():
+                drafts = None
         state.computed[slots] = ends
         if ending.any():
             state.drain(slots[ending])

@@ -51,6 +51,29 @@ class PoolerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     normalize: bool | None = None
 
 
+SpeculativeMethod: TypeAlias = Literal["ngram", "eagle", "eagle3", "mtp", "draft_model"]
+
+
+class SpeculativeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How tokens are drafted. `model` is the drafter's checkpoint, where it has one of its own.
+
+    `num_speculative_tokens` is the longest draft; with `adaptive` each is as long as pays. For `ngram`: a context has
+    `prompt_lookup_min` to `prompt_lookup_max` tokens (None: any number) of the last `window` ones of a text, and
+    `shared_pool` tokens of other requests' recent outputs are drafted from as well (0 = none). `num_nextn_predict_layers`
+    is what the user said of the checkpoint's own (None: nothing).
+    """
+
+    method: SpeculativeMethod
+    num_speculative_tokens: int
+    model: str | None = None
+    prompt_lookup_min: int = 3
+    prompt_lookup_max: int | None = None
+    window: int = 65536
+    shared_pool: int = 0
+    num_nextn_predict_layers: int | None = None
+    adaptive: bool = True
+
+
 class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything an engine process is told at its start; the supervisor writes it as JSON, the engine reads it.
 
@@ -88,6 +111,7 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     attention_backend: Literal["auto", "torch", "cpu"] = "auto"
     num_threads: int | None = None
     seed: int = 0
+    speculative: SpeculativeConfig | None = None
     kv_events: KVEventsConfig | None = None
     log_level: str = "info"
 

@@ -60,7 +60,8 @@ class StepPlan:
     inits: list[SlotInit] = field(default_factory=list)
     pages: list[PageUpdates] = field(default_factory=list)  # one per KV group
     expected_seconds: float = 0.0
-    drafts: Int32 | None = None  # (rows,); None = nothing is verified
+    drafts: Int32 | None = None  # (rows,); None = nothing is verified, and all positions are what they are
+    left: list[int] = field(default_factory=list)  # slots that their requests left since the last plan
 
 
 @dataclass(slots=True)

@@ -107,7 +107,7 @@ class StallFree:
         if not self.target_s:
             return
         if plan.drafts is not None and result.drafted is not None:
-            share = float(result.drafted.sum() / plan.drafts.sum())
+            share = float(result.drafted.sum() / max(1, plan.drafts.sum()))
             self._share_drafted += DRAFTED_GAIN * (share - self._share_drafted)
         alone = plan.num_decode_rows == plan.slots.size
         self._alone_in_a_row = self._alone_in_a_row + 1 if alone else 0

@@ -240,7 +240,7 @@ class Scheduler:
         lens: Int32 = np.ones(num_decodes + len(chunks), np.int32)
         sample: Bool = np.ones(num_decodes + len(chunks), np.bool_)
         drafts: Int32 | None = None
-        if decodes.drafts is not None and decodes.drafts.any():
+        if decodes.drafts is not None:
             drafts = np.zeros(lens.size, np.int32)
             drafts[:num_decodes] = decodes.drafts
             lens += drafts
@@ -267,6 +267,7 @@ class Scheduler:
             inits=inits,
             pages=self._kv.updates(),
             drafts=drafts,
+            left=self._slots.left(),
         )
         plan.expected_seconds = self._stall_free.expect(plan)
         return plan

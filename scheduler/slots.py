@@ -73,6 +73,7 @@ class SlotTable:
         self._repetition: dict[int, Repetition] = {}
         self._free = list(range(num_slots - 1, -1, -1))
         self._resting: deque[tuple[int, int]] = deque()  # (step that still names it, slot)
+        self._left: list[int] = []
         self._decodes: Int32 | None = None
 
     # --------------------------------------------------------------------------------------------------- coming, going
@@ -113,10 +114,16 @@ class SlotTable:
         self._many_stop_ids.pop(slot, None)
         self._repetition.pop(slot, None)
         self.move(slot, Phase.FREE)
+        self._left.append(slot)
         if newest_step is None:
             self._free.append(slot)
         else:
             self._resting.append((newest_step, slot))
+
+    def left(self) -> list[int]:
+        """The slots that were given up since the last call."""
+        left, self._left = self._left, []
+        return left
 
     def wake(self, step: int) -> None:
         """Step `step` was committed: slots that only it and earlier ones named are free."""

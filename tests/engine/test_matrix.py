@@ -7,16 +7,20 @@ adds its row to `ENVIRONMENT` (how requests are run) or to `REQUESTS` (what a re
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from engine_runs import Served, serve
+from oracle_drafter import oracle_speculation
 from penstock.engine.build import Built, create_runner
 from penstock.engine.grammar.store import Compile, open_compiler
+from penstock.engine.runner import ModelRunner
 from penstock.scheduler.groups import KVGroup
 from penstock.scheduler.messages import EngineConfig, GrammarSpec, SamplingParams
 from tiny_models import VOCAB_SIZE, make_checkpoint
@@ -52,7 +56,7 @@ REQUESTS = {
     ),
 }
 PROMPTS = [TEXT[: 20 + 4 * index] for index in range(len(REQUESTS))]  # each a prefix of the next
-ENVIRONMENT = ("batch", "overlap", "chunks", "cache", "preemption", "cpu kernels", "resumed")
+ENVIRONMENT = ("batch", "overlap", "chunks", "cache", "preemption", "cpu kernels", "resumed", "drafts")
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +119,32 @@ def run(
     if "preemption" in features:
         changes["groups"] = (KVGroup("full", num_pages=30),)
     built = configured(engines["cpu" if "cpu kernels" in features else "torch"], **changes)
+    if "drafts" in features:
+        changes["max_draft_tokens"] = 5
     prompts, counts = PROMPTS, [len(prompt) for prompt in PROMPTS]
     if "resumed" in features:
         prompts = [p + e.outputs[0][:7] for p, e in zip(PROMPTS, expected, strict=True)]
-    depth = 2 if "overlap" in features else 1
+    built = configured(engines["cpu" if "cpu kernels" in features else "torch"], **changes)
+    texts = [p + e.outputs[0] for p, e in zip(PROMPTS, expected, strict=True)] if "drafts" in features else []
+    with drafting(built.runner, texts):
+        return launch(built, features, prompts, counts, compiler)
+
+
+@contextmanager
+def drafting(runner: ModelRunner, texts: list[list[int]]) -> Iterator[None]:
+    """Drafts that are right up to every fourth token, where the scheduler leaves room for them."""
+    drafter = oracle_speculation(
+        runner.num_slots, texts, max_draft_tokens=5, wrong_every=4, vocab_size=VOCAB_SIZE
+    )
+    with patch.object(runner, "_speculation", drafter):
+        yield
+
+
+def launch(
+    built: Built, features: tuple[str, ...], prompts: list[list[int]], counts: list[int], compiler: Compile
+) -> list[Served]:
     sampling = list(REQUESTS.values())
+    depth = 2 if "overlap" in features else 1
     # Preemption and cache hits need company: other requests before or beside.
     if {"batch", "cache", "preemption"} & set(features):
         every = 6 if "cache" in features and "preemption" not in features else 0
@@ -136,6 +161,8 @@ def run(
             assert together.load.num_preemptions > 0
         if "cache" in features:
             assert together.load.prefix_cache_hits > 0
+        if "drafts" in features:
+            assert 0 < together.load.num_accepted_tokens < together.load.num_draft_tokens
         return [together]
     return [
         serve(
