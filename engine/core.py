@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import torch
 
 from ..scheduler.kv_publisher import ZmqPublisher
 from ..scheduler.messages import (
@@ -149,15 +150,25 @@ class EngineCore:
         self._send_outcome(outcome)
 
     def _recover(self, plan: StepPlan, error: Exception) -> None:
-        """A step raised: void what is in flight, start its requests again, end those that keep breaking steps."""
-        self._failures += 1
-        if self._failures >= MAX_FAILURES:
-            raise error
-        log.error("step %d failed; its requests start again", plan.step, exc_info=error)
+        """A step raised: void what is in flight, start its requests again, end those that keep breaking steps.
+
+        Memory that does not suffice is no defect of the engine: steps become smaller, and it goes on.
+        """
+        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        if out_of_memory:
+            log.warning(
+                "no memory for step %d (%d rows, %d tokens); its requests start again in smaller steps: %s",
+                plan.step, len(plan.slots), plan.num_tokens, str(error).partition("\n")[0],
+            )  # fmt: skip
+        else:
+            self._failures += 1
+            if self._failures >= MAX_FAILURES:
+                raise error
+            log.error("step %d failed; its requests start again", plan.step, exc_info=error)
         while self._in_flight:
             with contextlib.suppress(Exception):
                 self._in_flight.popleft().handle.result()
-        for request in self._scheduler.fail(plan):
+        for request in self._scheduler.fail(plan, out_of_memory=out_of_memory):
             self._requests.pop(request_key(request), None)
             finish = Finish(request.request_id, "error", request.num_preemptions)
             self._link.send(request.frontend_id, StepOutput(finished=[finish]))

@@ -19,6 +19,7 @@ from .policies import POLICIES
 from .prefill_budget import PrefillBudget, StallFree
 from .requests import Request, State
 from .slots import Phase, SlotTable
+from .step_bounds import StepBounds
 from .waiting import WaitingQueue
 
 __all__ = ["QueueFull", "RequestTooLong", "Scheduler", "SchedulerConfig", "StepOutcome"]
@@ -63,6 +64,7 @@ class Scheduler:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_draft_tokens=config.max_draft_tokens,
         )
+        self._bounds = StepBounds(config.max_num_batched_tokens, config.max_num_seqs)
 
     # ---------------------------------------------------------------------------------------------------- requests
 
@@ -119,6 +121,7 @@ class Scheduler:
         inits: list[SlotInit] = []
         if self._prefills or len(self._waiting):
             budget = self._stall_free.budget(self.config.max_num_batched_tokens, decodes)
+            budget.tokens = min(budget.tokens, self._bounds.prefill_tokens)
             self._plan_prefills(chunks, budget)
             if self._counters.num_preemptions == preempted_before:
                 inits = self._plan_admissions(chunks, budget, now)
@@ -172,12 +175,14 @@ class Scheduler:
         while (
             not budget.spent
             and len(self._waiting)
-            and self._num_running < self.config.max_num_seqs
+            and self._num_running < self._bounds.num_seqs
             and self._slots.num_free
         ):
             request = self._pick(self._waiting, self._cached_tokens)
             if not self.config.groups and len(request.tokens) > budget.tokens:
-                break
+                if chunks:
+                    break
+                budget.tokens = len(request.tokens)  # more than the device had memory for: alone it may fit
             spare = self._spare_pages()
             if self._kv.surely_short(request, spare):
                 break
@@ -314,6 +319,7 @@ class Scheduler:
             if live[pooled.row]:
                 outcome.pooled.append((self._request_in(int(plan.slots[pooled.row])), pooled))
         self._in_flight.popleft()
+        self._bounds.committed()
         self._finish_prefills(plan, live, now, outcome)
         for row in np.flatnonzero(new.ends).tolist():
             reason: FinishReason = (
@@ -411,15 +417,17 @@ class Scheduler:
             self._log.flush(cleared=not self._kv.tree.roots)
         return dropped
 
-    def fail(self, plan: StepPlan) -> list[Request]:
+    def fail(self, plan: StepPlan, *, out_of_memory: bool = False) -> list[Request]:
         """A step in flight raised: what any page holds is unknown now.
 
         All steps in flight are void and must not be committed, the cache is emptied, and every running request is
         queued again with the tokens committed so far. One that `MAX_FAILURES` failed steps named may be what breaks
-        them: it is finished with reason `error`. Returns those.
+        them: it is finished with reason `error`. Returns those. A step that ran `out_of_memory` counts as failed only
+        if it cannot be smaller; otherwise the steps to come are.
         """
         assert any(step is plan for step in self._in_flight), "the step is not in flight"
-        for slot in plan.slots.tolist():
+        smaller = out_of_memory and self._bounds.shrink(plan, whole_prompts=not self.config.groups)
+        for slot in () if smaller else plan.slots.tolist():
             request = self._slots.requests[slot]
             if request is not None:
                 request.num_failures += 1
