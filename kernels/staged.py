@@ -28,4 +28,7 @@ def on_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     if isinstance(copy, torch.Tensor):
         return copy
     tensor = torch.from_numpy(np.asarray(array))
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    if device.type == "cpu":
+        return tensor
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return pinned.copy_(tensor).to(device, non_blocking=True)

@@ -110,7 +110,7 @@ def draw_truncated(
     min_p, top_k, top_p = how.min_p[slots], how.top_k[slots], how.top_p[slots]
     weights = relative_weights(logits, how.temperature[slots])
     tokens, complete = draw_among_best(weights, top_k, top_p, min_p, uniform)
-    for row in (~complete).nonzero().flatten().tolist():
+    for row in (~complete).nonzero().flatten().cpu().tolist():
         left = truncate(weights[row], int(top_k[row]), float(top_p[row]))
         tokens[row] = draw_by_id(cut_min_p(left[None], min_p[row, None]), uniform[row, None])[0]
     return tokens
