@@ -28,6 +28,7 @@ from .layers.decoder import Decoder
 from .layers.parts import Weights
 from .layers.rope import rope_table
 from .loading import leave_cores_to_kernels, load_ops, load_weights
+from .memory import CudaMeter, MemoryAccount, take_account
 from .model_config import context_length, parse_model_config, read_raw_config
 from .models.config import ModelConfig
 from .models.registry import FAMILIES
@@ -36,6 +37,8 @@ from .pooling_config import Purpose, decide_purpose, max_seq_length
 from .prefault import Prefault
 from .runner import ModelRunner
 from .step_runner import StepRunner
+from .streams import open_stream
+from .trial import Trial
 from .weights import Names
 
 __all__ = ["Built", "ConfigurationError", "create_runner"]
@@ -102,9 +105,29 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
                 max_model_len,
                 lambda fraction: progress("loading weights", fraction),
             ).result()
+        account = None
+        if has_own_memory(choices.device):
+            with phase("memory", "measuring memory"):
+                account = thread.submit(
+                    measure_memory,
+                    config,
+                    model_config,
+                    choices,
+                    groups,
+                    model,
+                    ops,
+                    attention,
+                    max_model_len,
+                    weight_bytes,
+                ).result()
         with phase("kv_cache", "allocating KV cache"):
-            max_model_len, pages, need = size_kv_cache(config, model_config, choices, groups, max_model_len)
-            kv = thread.submit(allocate_kv_cache, config, model_config, choices, groups, pages).result()
+            max_model_len, pages, need = size_kv_cache(
+                config, model_config, choices, groups, max_model_len, account
+            )
+            # The last page of each group is the scratch page of padding rows.
+            scratch = tuple(count + 1 for count in pages)
+            kv = thread.submit(allocate_kv_cache, config, model_config, choices, groups, scratch).result()
+            stream = open_stream(choices.device)
             runner = ModelRunner(
                 model,
                 attention,
@@ -123,11 +146,18 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
                     ops,
                     # A CPU has the forward pass to compute meanwhile.
                     num_threads=1 if choices.device.type == "cpu" else max(1, choices.num_threads // 2),
+                    stream=stream,
                 ),
                 recorder=None if config.enforce_eager else ops.recorder(),
                 speculation=open_speculation(config.speculative, 2 * config.max_num_seqs),
+                stream=stream,
+                capture_sizes=choices.capture_sizes,
+                scratch_pages=pages,
             )
         thread.submit(leave_cores_to_kernels, ops, choices).result()
+        if choices.capture_sizes:
+            with phase("graphs", "capturing graphs"):
+                runner.capture(lambda fraction: progress("capturing graphs", fraction))
         with phase("warm_up", "warming up"):
             runner.warm_up()
     except BaseException:
@@ -150,6 +180,7 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
         quantization=config.quantization,
         kv_cache_bytes=sum(count * size for count, size in zip(pages, need.page_bytes, strict=True)),
         startup_seconds=seconds,
+        memory_bytes=account.as_bytes() if account is not None else {},
         tasks=purpose.tasks,
         pooling=purpose.info,
     )
@@ -196,7 +227,12 @@ def attention_spec(config: EngineConfig, model_config: ModelConfig, window: int 
 
 
 def size_kv_cache(
-    config: EngineConfig, model_config: ModelConfig, choices: Choices, groups: LayerGroups, max_model_len: int
+    config: EngineConfig,
+    model_config: ModelConfig,
+    choices: Choices,
+    groups: LayerGroups,
+    max_model_len: int,
+    account: MemoryAccount | None = None,  # of a device that has memory of its own
 ) -> tuple[int, tuple[int, ...], Footprint]:
     """(max_model_len, pages of each group, footprint of one sequence).
 
@@ -226,10 +262,8 @@ def size_kv_cache(
         return max_model_len, pages, need
     if config.kv_cache_memory_bytes is not None:
         budget, name = config.kv_cache_memory_bytes, "--kv-cache-memory-bytes"
-    elif choices.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(choices.device)
-        budget = int(free - (1 - config.gpu_memory_utilization) * total)
-        name = f"--gpu-memory-utilization {config.gpu_memory_utilization}"
+    elif account is not None:
+        budget, name = account.kv_cache, account.described()
     else:
         budget = kv_pool.default_cpu_budget(available_bytes(), need)
         name = "a quarter of the free memory"
@@ -245,6 +279,11 @@ def size_kv_cache(
     fitting = kv_pool.count_pages(need, budget, config.max_num_seqs)
     assert fitting is not None, "the longest context that fits does fit"
     return longest, fitting, need
+
+
+def has_own_memory(device: torch.device) -> bool:
+    """Whether all of its memory is the engine's to divide."""
+    return device.type == "cuda"
 
 
 def start_prefaults(
@@ -288,6 +327,41 @@ def load_model(
         return family.model(model_config, weights, ops, attention, groups.of_layer, cos_sin)
 
     return load_weights(config, choices, make, ops, Names("model.", unused=("score.",)), progress)
+
+
+def measure_memory(
+    config: EngineConfig,
+    model_config: ModelConfig,
+    choices: Choices,
+    groups: LayerGroups,
+    model: Decoder,
+    ops: Ops,
+    attention: list[AttentionBackend],
+    max_model_len: int,
+    weight_bytes: int,
+) -> MemoryAccount:
+    """What is left for KV pages on a CUDA device."""
+    trial = Trial(
+        model,
+        attention,
+        allocate_kv_cache(config, model_config, choices, groups, (1,) * len(groups.windows)),
+        max_model_len=max_model_len,
+        page_size=config.page_size,
+        max_num_batched_tokens=choices.max_num_batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        recorder=ops.recorder() if choices.capture_sizes else None,
+        sizes=choices.capture_sizes,
+        device=choices.device,
+    )
+    return take_account(
+        CudaMeter(choices.device),
+        weights=weight_bytes,
+        utilization=config.gpu_memory_utilization,
+        largest_step=trial.largest_step,
+        capture=trial.capture,
+        sizes=choices.capture_sizes,
+        release=trial.release,
+    )
 
 
 def allocate_kv_cache(

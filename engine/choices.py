@@ -12,6 +12,7 @@ import torch
 from ..kernels.quantization import Quantization
 from ..scheduler.messages import EngineConfig
 from .errors import ConfigurationError
+from .graphs import MAX_TOKENS, default_sizes
 from .models.config import EncoderConfig, ModelConfig
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ class Choices:
     max_num_batched_tokens: int
     max_num_queued_reqs: int
     target_itl_ms: float
+    capture_sizes: tuple[
+        int, ...
+    ] = ()  # batch sizes of decodes to record at start; () = whatever comes, as it comes
 
 
 def choose(config: EngineConfig, model_config: ModelConfig | EncoderConfig) -> Choices:
@@ -69,7 +73,20 @@ def choose(config: EngineConfig, model_config: ModelConfig | EncoderConfig) -> C
         max_num_batched_tokens=batched,
         max_num_queued_reqs=QUEUED_PER_SEQUENCE * config.max_num_seqs if queued is None else queued,
         target_itl_ms=DEFAULT_TARGET_ITL_MS[device.type] if target is None else target,
+        capture_sizes=choose_capture_sizes(config, device),
     )
+
+
+def choose_capture_sizes(config: EngineConfig, device: torch.device) -> tuple[int, ...]:
+    """What was asked for as far as it can occur; else enough sizes on CUDA, and none on a CPU."""
+    if config.enforce_eager:
+        return ()
+    asked, most = config.cudagraph_capture_sizes, config.max_num_seqs
+    if asked:
+        return tuple(sorted({min(size, most) for size in asked}))
+    if device.type == "cpu" and config.max_cudagraph_capture_size is None:
+        return ()
+    return default_sizes(most, config.max_cudagraph_capture_size or MAX_TOKENS)
 
 
 def choose_device(config: EngineConfig) -> torch.device:

@@ -23,7 +23,7 @@ from ..scheduler.messages import (
     Runner,
 )
 from .limits import LimitOptions
-from .options.values import Option, count, size
+from .options.values import Option, count, integer, size
 from .parsing.options import ParsingOptions
 
 DEFAULT_PORT = 8000
@@ -295,6 +295,23 @@ class SchedulerOptions(Group, frozen=True):
             aliases=("--disable-cuda-graph",),
         ),
     ] = False
+    cudagraph_capture_sizes: Annotated[
+        list[Annotated[int, Meta(ge=1, le=65536)]],
+        Option(
+            "Numbers of decoding requests for which a forward pass is recorded at start; batches in between are filled "
+            "up. Default on CUDA: 1, 2, 4, multiples of 8, then of 16; a CPU records sizes as they come.",
+            aliases=("--cuda-graph-sizes", "--cuda-graph-bs"),
+            read=integer,
+            metavar="SIZE",
+        ),
+    ] = []
+    max_cudagraph_capture_size: Annotated[
+        Positive | None,
+        Option(
+            "The largest of those sizes where they are chosen for you. Default: --max-num-seqs, at most 512.",
+            aliases=("--cuda-graph-max-bs",),
+        ),
+    ] = None
 
 
 class CacheOptions(Group, frozen=True):

@@ -176,6 +176,8 @@ def engine_config(
         enable_prefix_caching=cache.enable_prefix_caching,
         async_scheduling=scheduler.async_scheduling,
         enforce_eager=scheduler.enforce_eager,
+        cudagraph_capture_sizes=scheduler.cudagraph_capture_sizes,
+        max_cudagraph_capture_size=scheduler.max_cudagraph_capture_size,
         attention_backend=device.attention_backend,
         num_threads=device.num_threads,
         seed=model.seed or 0,

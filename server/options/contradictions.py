@@ -69,6 +69,11 @@ def capacity_contradictions(config: ServeConfig) -> Iterator[str]:
             f"--max-num-batched-tokens {budget}: every running request needs one token of each step, "
             f"and --max-num-seqs is {scheduler.max_num_seqs}: raise the first or lower the second"
         )
+    if scheduler.cudagraph_capture_sizes and scheduler.max_cudagraph_capture_size is not None:
+        yield (
+            f"--max-cudagraph-capture-size {scheduler.max_cudagraph_capture_size}: --cudagraph-capture-sizes names "
+            "every size: leave one of them out"
+        )
     if scheduler.target_itl_ms and config.model.runner == "pooling":
         yield (
             f"--target-itl-ms {scheduler.target_itl_ms:g}: nothing decodes with --runner pooling: leave one of them out"

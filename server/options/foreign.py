@@ -30,7 +30,7 @@ ONE_DEVICE_NAMES = (
     "load-balance-method moe-a2a-backend moe-runner-backend decode-context-parallel-size dcp"
 )
 NOT_YET_NAMES = (
-    "prefix-caching-hash-algo cudagraph-capture-sizes cc compilation-config O cuda-graph-bs-decode "
+    "prefix-caching-hash-algo cc compilation-config O cuda-graph-bs-decode "
     "cuda-graph-max-bs-decode max-num-queued-tokens max-loras max-lora-rank max-cpu-loras max-loaded-loras "
     "max-loras-per-batch spec-method spec-model spec-tokens grammar-backend "
     "tool-parser-plugin tool-strict-level tool-server "

@@ -152,7 +152,7 @@ def read(field: Field, raw: Any) -> Any:
             return None
         raise BadValue("a value is missing")
     if field.kind == "list":
-        return read_list(raw)
+        return read_list(raw, field.option.read)
     if isinstance(raw, str):
         if raw in field.option.spellings:
             return field.option.spellings[raw]
@@ -166,14 +166,16 @@ def read(field: Field, raw: Any) -> Any:
     return raw
 
 
-def read_list(raw: Any) -> list[str]:
-    """Words, or one JSON list as vLLM takes it."""
+def read_list(raw: Any, each: Callable[[str], Any] | None) -> list[Any]:
+    """Words, or one JSON list as vLLM takes it; `each` makes a value of a word, or of a number in a file."""
     words = raw if isinstance(raw, list) else [raw]
     if len(words) == 1 and isinstance(words[0], str) and words[0].startswith("["):
         try:
             words = json.loads(words[0])
         except json.JSONDecodeError:
             raise BadValue("expected words or a JSON list of words") from None
+    if each is not None:
+        return [each(str(word)) for word in words]
     if not all(isinstance(word, str) for word in words):
         raise BadValue("expected a list of words: put each in quotes")
     if not all(words):
