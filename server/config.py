@@ -181,7 +181,11 @@ class ServerOptions(Group, frozen=True):
     """HTTP server"""
 
     host: Annotated[
-        str, Option("Address to listen on; 0.0.0.0 or :: for every interface (then also set --api-key).")
+        str,
+        Option(
+            "Address to listen on; 0.0.0.0 or :: for every interface (then also set --api-key).",
+            variable="PENSTOCK_HOST",
+        ),
     ] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535), Option("Port to listen on; 0 takes a free one.")] = (
         DEFAULT_PORT
@@ -196,6 +200,7 @@ class ServerOptions(Group, frozen=True):
             "Keys of which a client must send one, as `Authorization: Bearer KEY` or `x-api-key: KEY`; may be repeated. "
             "/health and /ready stay open.",
             metavar="KEY",
+            variable="PENSTOCK_API_KEY",
         ),
     ] = []
     open_metrics: Annotated[bool, Option("/metrics needs no key either.")] = False

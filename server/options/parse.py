@@ -1,6 +1,7 @@
 """From what the user typed to a checked `ServeConfig`: command line, YAML file, precedence, errors, contradictions.
 
-Everything is derived from the tree in `config.py`; nothing is listed twice. Precedence: flag, file, default.
+Everything is derived from the tree in `config.py`; nothing is listed twice. Precedence: flag, file, environment
+variable (of the few options that have one), default.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import os
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -323,6 +325,16 @@ def set_from_file(settings: Settings, path: str, key: Any, raw: Any, group: str 
     settings.set(field, value is positive if field.kind == "bool" else value, place)
 
 
+def read_environment() -> dict[str, Any]:
+    """The values of variables that stand in for defaults; an empty one counts as not set. Raises `OptionError`."""
+    found = {}
+    for field in fields():
+        text = os.environ.get(field.option.variable, "")
+        if text:
+            found[field.name] = value_of(field, text, f"${field.option.variable}")
+    return found
+
+
 def load_yaml(path: str) -> dict[Any, Any]:
     import yaml  # only a server that is given a file pays for it
 
@@ -364,7 +376,7 @@ def load_yaml(path: str) -> dict[Any, Any]:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A checked configuration, and which options the user set (the others are defaults)."""
+    """A checked configuration, and which options flags and file set (the others are defaults, or a variable's)."""
 
     config: ServeConfig
     given: frozenset[str]
@@ -382,9 +394,10 @@ def parse(arguments: Sequence[str]) -> Parsed:
                 f"{flag} has several values: is {last} the model? Put MODEL first, or repeat {flag} for each value"
             )
     groups: dict[str, dict[str, Any]] = {}
+    together = {**read_environment(), **values}
     for field in fields():
-        if field.name in values:
-            groups.setdefault(field.group, {})[field.name] = values[field.name]
+        if field.name in together:
+            groups.setdefault(field.group, {})[field.name] = together[field.name]
     types_of = typing.get_type_hints(ServeConfig)
     config = ServeConfig(**{group: types_of[group](**members) for group, members in groups.items()})
     parsed = Parsed(config, frozenset(values))

@@ -81,6 +81,8 @@ def entry(field: Field, width: int) -> list[str]:
     default = default_text(field)
     if field.kind == "bool" and field.default:
         sentence = f"Turn off (it is on by default): {sentence[0].lower()}{sentence[1:]}"
+    elif field.option.variable:
+        sentence += f" Default: ${field.option.variable}{f', else {default}' if default else ''}."
     elif default and field.kind != "bool":
         sentence = f"{sentence} Default: {default}."
     right = textwrap.wrap(sentence, max(30, width - INDENT))
@@ -96,7 +98,8 @@ This page is generated from `server/config.py` by `python -m penstock.server.opt
 
     penstock serve [MODEL] [options]
 
-An option comes from the command line, else from the YAML file given with `--config`, else it has its default.
+An option comes from the command line, else from the YAML file given with `--config`, else it has its default, for which
+two options have an environment variable.
 Keys of the file are the long flag names (with `-` or `_`), at the top or below the name of their group:
 
 ```yaml
@@ -147,6 +150,9 @@ def page() -> str:
             if field.group != group:
                 continue
             default = default_text(field)
+            does = field.option.help.replace("|", "\\|")
+            if field.option.variable:
+                does += f" `${field.option.variable}` stands in for the default."
             others = [*field.option.aliases]
             if field.kind == "bool":
                 others += [f"--no-{field.flag[2:]}", *field.option.negations]
@@ -155,7 +161,7 @@ def page() -> str:
                 f"`{field.flag}`",
                 values_text(field),
                 f"`{default}`" if default else "",
-                field.option.help.replace("|", "\\|"),
+                does,
                 ", ".join(f"`{other.removeprefix('value ')}`" for other in others),
             ]
             parts.append(f"| {' | '.join(cells)} |\n")

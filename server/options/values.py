@@ -24,6 +24,8 @@ class Option:
     The flag is the field's name with dashes. `aliases` are further flags for the same thing; `negations` are flags
     that set a bool to False (`--no-<name>` always exists). `read` turns a text into the field's type where the type
     alone does not say how. `spellings` maps other projects' words for a value to ours (None = choose for me).
+    `variable` is an environment variable whose value stands in for the default: for what a container image or a
+    cluster's secret sets, and a command line should not have to repeat or show.
     """
 
     help: str
@@ -32,6 +34,7 @@ class Option:
     metavar: str = ""
     read: Callable[[str], Any] | None = None
     spellings: Mapping[str, str | None] = field(default_factory=dict)
+    variable: str = ""
 
 
 def count(text: str) -> int:

@@ -33,6 +33,35 @@ def file(tmp_path: Path):
     return write
 
 
+# ------------------------------------------------------------------------------------------------------- environment
+
+
+def test_a_variable_stands_in_for_the_default_and_gives_way_to_file_and_flag(
+    monkeypatch: pytest.MonkeyPatch, file
+) -> None:
+    monkeypatch.setenv("PENSTOCK_HOST", "0.0.0.0")
+    monkeypatch.setenv("PENSTOCK_API_KEY", '["first", "second"]')
+    assert config().server.host == "0.0.0.0"
+    assert config().server.api_key == ["first", "second"]
+    assert config("--config", file("host: 127.0.0.2")).server.host == "127.0.0.2"
+    assert config("--host", "::", "--config", file("host: 127.0.0.2")).server.host == "::"
+    # An image that sets it does not contradict its user.
+    assert config("--uds", "/tmp/socket").server.uds == "/tmp/socket"
+    assert parse([]).given == frozenset()
+
+
+def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_HOST", "")
+    assert config().server.host == "127.0.0.1"
+
+
+def test_a_variable_that_cannot_be_read_is_named_without_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_API_KEY", '["sesame"')
+    said = complaint()
+    assert said.startswith("$PENSTOCK_API_KEY: ")
+    assert "sesame" not in said
+
+
 # ------------------------------------------------------------------------------------------------------------ values
 
 
