@@ -13,6 +13,7 @@ usage: penstock <command> [options]
   serve [MODEL]   serve a model behind an OpenAI-compatible API (no MODEL: a small embedded one)
   chat            talk to a running server, or to one that it starts
   bench serve     measure an OpenAI-compatible server under load
+  bench gpu       measure this machine's engine beside what its memory and arithmetic allow
   version         print the version
 
 `penstock <command> --help` says more about each.
@@ -32,13 +33,17 @@ def chat(arguments: list[str]) -> int:
 
 
 def bench(arguments: list[str]) -> int:
-    from .bench.cli import main
+    if arguments[:1] == ["serve"]:
+        from .bench.cli import main as bench_serve
 
-    if not arguments or arguments[0] != "serve":
-        given = f"bench {arguments[0]}: unknown" if arguments else "bench: say what to measure"
-        print(f"error: {given}; the one benchmark is `penstock bench serve`", file=sys.stderr)
-        return 2
-    return main(arguments[1:])
+        return bench_serve(arguments[1:])
+    if arguments[:1] == ["gpu"]:
+        from .bench.gpu.cli import main as bench_gpu
+
+        return bench_gpu(arguments[1:])
+    given = f"bench {arguments[0]}: unknown" if arguments else "bench: say what to measure"
+    print(f"error: {given}; there are `penstock bench serve` and `penstock bench gpu`", file=sys.stderr)
+    return 2
 
 
 def version(arguments: list[str]) -> int:

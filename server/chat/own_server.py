@@ -64,10 +64,11 @@ class _Output(threading.Thread):
 
 
 @contextlib.contextmanager
-def own_server(command: Sequence[str], show: TextIO) -> Iterator[str]:
+def own_server(command: Sequence[str], show: TextIO, limit_s: float | None = None) -> Iterator[str]:
     """The URL of a server started with `command`, ready; its progress goes to `show`. Raises ServerFailed.
 
-    It ends with the block: SIGTERM first, as it drains and takes its family along, SIGKILL if that takes too long.
+    With `limit_s` it has to be so within that time. It ends with the block: SIGTERM first, as it drains and takes its
+    family along, SIGKILL if that takes too long.
     """
     process = subprocess.Popen(
         command,
@@ -80,7 +81,8 @@ def own_server(command: Sequence[str], show: TextIO) -> Iterator[str]:
     try:
         output = _Output(process, show)
         output.start()
-        output.settled.wait()
+        if not output.settled.wait(limit_s):
+            raise ServerFailed(f"the server was not ready after {limit_s:.0f} s")
         if not output.url:
             words = output.last[0] if output.last else "no word"
             raise ServerFailed(f"the server ended with exit code {process.wait()}: {words}")
