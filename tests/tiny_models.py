@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,15 @@ def make_checkpoint(
     if family == "qwen2":
         del sizes["head_dim"]
     config = config_class(**{**sizes, **overrides})
-    model: PreTrainedModel = model_class(config).to(dtype)
+    model: PreTrainedModel = model_class(config)
     randomise(model, seed)
-    model.save_pretrained(path, max_shard_size=max_shard_size)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.to(dtype))
+    # A copy, because the frequencies of the rotary embedding would be rounded along with the weights.
+    copy.deepcopy(model).to(dtype).save_pretrained(path, max_shard_size=max_shard_size)
     write_tokenizer(path)
-    return model.float().eval()
+    return model.eval()
 
 
 def randomise(model: PreTrainedModel, seed: int) -> None:

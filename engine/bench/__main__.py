@@ -7,8 +7,6 @@ is something to say, the most valuable first; `deadline_s` after the start nothi
 from __future__ import annotations
 
 import gc
-import importlib.metadata
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -20,12 +18,12 @@ import torch
 
 from ...scheduler.messages import EngineConfig
 from ..build import Built, create_runner
-from .ceilings import copy_bandwidth, device_name, driver_version, matmul_rate
+from .ceilings import copy_bandwidth, matmul_rate
 from .loop import NotEnoughPages, decode, prefill, throughput
+from .machine import machine
 from .profile import host_gap
 
 Figures: TypeAlias = dict[str, Any]
-BACK_ENDS = ("flashinfer-python", "triton")
 
 
 class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,22 +65,6 @@ def attempt(what: Figures, work: Callable[[], Figures]) -> None:
     except Exception as error:  # a kernel may raise anything, and the next one may be sound
         lines = str(error).strip().splitlines() or [""]
         say({**what, "failed": f"{type(error).__name__}: {lines[0][:300]}"})
-
-
-def machine(device: torch.device) -> Figures:
-    """What the figures depend on beside the code."""
-    found: Figures = {"python": platform.python_version(), "torch": str(torch.__version__)}
-    for name in BACK_ENDS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return {
-        **found,
-        "device": device_name(device),
-        "cuda": torch.version.cuda,
-        "driver": driver_version() if device.type == "cuda" else None,
-    }
 
 
 def measure(built: Built, wanted: Measurement, device: torch.device) -> Figures:

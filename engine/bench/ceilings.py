@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 
@@ -47,19 +45,3 @@ def median_seconds(work: Callable[[], torch.Tensor], device: torch.device) -> fl
             work()
             times.append(time.perf_counter() - before)
     return sorted(times)[len(times) // 2]
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
-
-
-def driver_version() -> str | None:
-    """As nvidia-smi has it; None where it is not there."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.splitlines()[0].strip() if found.stdout.strip() else None
