@@ -63,6 +63,8 @@ RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     && chmod -R g=u /var/cache/huggingface /var/cache/penstock /home/penstock
 ENV CUDA_HOME=/opt/cuda \
     DO_NOT_TRACK=1 \
+    # Its norms as compiled kernels; with CuTe installed it would generate them at every start.
+    FLASHINFER_USE_CUDA_NORM=1 \
     FLASHINFER_WORKSPACE_BASE=/var/cache/penstock \
     HF_HOME=/var/cache/huggingface \
     HF_HUB_DISABLE_TELEMETRY=1 \

@@ -16,8 +16,10 @@ from penstock.tests.gpu.__main__ import LIMITS_S, ROOT, run_apart
 from penstock.tests.gpu.reference import judge
 
 
-def test_every_check_has_a_place_in_the_order_and_a_limit() -> None:
+def test_every_check_has_a_place_in_the_order_a_limit_and_a_line_in_the_docs() -> None:
     assert set(LIMITS_S) == set(checks.CHECKS)
+    page = (ROOT / "docs" / "gpu-runs.md").read_text()
+    assert [name for name in LIMITS_S if f"\n| `{name}` | " not in page] == []
     assert sum(LIMITS_S.values()) < 1800
 
 
