@@ -149,7 +149,8 @@ def throughput(built: Built, batch: int, requests: int, prompt: int, output: int
         loop.add(prompt, output)
     added = min(batch, requests)
     while loop.finished < requests:
-        assert loop.step() is not None
+        plan = loop.step()
+        assert plan is not None, "requests that have not ended have steps left"
         while added < requests and added - loop.finished < batch:
             loop.add(prompt, output)
             added += 1

@@ -20,6 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS_S = {  # in order of value
     "machine": 60,
@@ -75,21 +77,24 @@ def run_apart(name: str, device: str, limit_s: float, environment: dict[str, str
         return {"check": name, "status": "skipped", "reason": "out of time"}
     command = [sys.executable, "-m", "tests.gpu", "--check", name, "--device", device]
     began = time.monotonic()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
-        ended = subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, timeout=limit_s, text=True
-        )
+        said, _ = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()  # a server, or pytest: it would hold the device
+        process.kill()
+        process.communicate()
         return {
             "check": name,
             "status": "failed",
             "seconds": limit_s,
             "error": f"not done in {limit_s:.0f} s",
         }
-    lines = ended.stdout.splitlines()
+    lines = said.splitlines()
     found = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
     if "status" not in found:
-        found = {"status": "failed", "error": f"the process ended with exit status {ended.returncode}"}
+        found = {"status": "failed", "error": f"the process ended with exit status {process.returncode}"}
     return {"check": name, "seconds": round(time.monotonic() - began, 1), **found}
 
 

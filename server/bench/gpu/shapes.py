@@ -122,7 +122,7 @@ SHAPES = {
             heads=4,
             kv_heads=2,
             head_dim=16,
-            vocabulary=2560,
+            vocabulary=8192,  # more than the tokenizer that it is served with has, as with the large ones
             tied=True,
         ),
     )
