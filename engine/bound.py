@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..scheduler.arrays import Int32, Rows
+from ..scheduler.messages import FinishReason
 from ..scheduler.plan import StepPlan
 from ..spec.verify import Drafts, kept, num_right, offsets
 
@@ -46,6 +47,33 @@ class DrawnRows:
     positions: Int32  # (n,) of the tokens to be drawn
     last: Rows  # (n,) of the step's tokens, those whose states they are drawn from
     drafts: Drafts | None  # of the rows that draw; None: each draws one token
+
+    def end(self, index: int, reason: FinishReason) -> End:
+        """Its row cannot go on where token `index` is drawn."""
+        offset = 0 if self.drafts is None else int(offsets(self.drafts.counts + np.int32(1))[index])
+        return End(int(self.rows[index]), offset, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Row `row` of a plan ends before its token `offset` of the step, should it come to that."""
+
+    row: int
+    offset: int
+    reason: FinishReason
+
+
+def cut_ends(
+    counts: Int32, tokens: Int32, ends: list[End]
+) -> tuple[Int32, Int32, list[tuple[int, FinishReason]]]:
+    """`counts` (rows,) and flat `tokens` without those that rows cannot come to, and which rows end, with reasons."""
+    left = counts.copy()
+    ended = []
+    for end in ends:
+        if end.offset < left[end.row]:
+            left[end.row] = end.offset
+            ended.append((end.row, end.reason))
+    return left, tokens[offsets(counts) < np.repeat(left, counts)], ended
 
 
 def drawn_rows(plan: StepPlan, bound: Bound | None) -> DrawnRows:

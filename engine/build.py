@@ -147,6 +147,7 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
                     # A CPU has the forward pass to compute meanwhile.
                     num_threads=1 if choices.device.type == "cpu" else max(1, choices.num_threads // 2),
                     stream=stream,
+                    max_rows=config.max_num_seqs * (1 + max(1, max_draft_tokens(config))),
                 ),
                 recorder=None if config.enforce_eager else ops.recorder(),
                 speculation=open_speculation(config.speculative, 2 * config.max_num_seqs),
@@ -187,6 +188,10 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
     return Built(runner, scheduler_config(config, choices, info, kv_groups), info)
 
 
+def max_draft_tokens(config: EngineConfig) -> int:
+    return config.speculative.num_speculative_tokens if config.speculative is not None else 0
+
+
 def scheduler_config(
     config: EngineConfig, choices: Choices, info: EngineInfo, groups: tuple[KVGroup, ...]
 ) -> SchedulerConfig:
@@ -200,7 +205,7 @@ def scheduler_config(
         enable_prefix_caching=config.enable_prefix_caching,
         max_num_queued_reqs=info.max_num_queued_reqs,
         target_itl_ms=choices.target_itl_ms,
-        max_draft_tokens=config.speculative.num_speculative_tokens if config.speculative is not None else 0,
+        max_draft_tokens=max_draft_tokens(config),
     )
 
 

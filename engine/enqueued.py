@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from ..scheduler.arrays import Int32
-from ..scheduler.messages import PoolingParams
+from ..scheduler.messages import FinishReason, PoolingParams
 from ..scheduler.plan import RowLogprobs, RowPooled, StepResult
-from .bound import Bound
+from .bound import Bound, End, cut_ends
 from .device_thread import Promise
-from .grammar.matchers import Ended
 from .logprobs import ScoredRow, Scores
 from .pooling import Pooler
 from .streams import Fetch, Stream, Timer
@@ -22,7 +21,8 @@ from .streams import Fetch, Stream, Timer
 @dataclass(slots=True)
 class EnqueuedStep:
     """Made by the device's thread, read by whoever wants the result. What is fetched: the tokens, then what was scored,
-    then the states of prompts to be pooled. Rows are those of the plan, but in what is `bound`."""
+    then the states of prompts to be pooled. Rows are those of the plan that the
+    scheduler made, but in what is `bound`."""
 
     counts: Int32  # (rows,) tokens drawn, if nothing was drafted; those of ended rows mean nothing
     timer: Timer
@@ -30,7 +30,7 @@ class EnqueuedStep:
     scored: list[tuple[Scores, list[ScoredRow]]] = field(default_factory=list)
     pooled_rows: list[tuple[int, PoolingParams]] = field(default_factory=list)
     pooled: list[torch.Tensor] = field(default_factory=list)
-    ended: list[Ended] = field(default_factory=list)
+    ended: list[End] = field(default_factory=list)
     fetch: Fetch | None = None
     bound: Bound | None = None  # the plan with its drafts
     seconds: float | None = None  # of the device, once asked for
@@ -69,10 +69,9 @@ class EnqueuedStep:
         drafted: Int32 | None = None
         if self.bound is not None:
             counts, tokens, drafted = self.bound.results(tokens)
+        ended: list[tuple[int, FinishReason]] = []
         if self.ended:
-            left = counts.copy()
-            left[[row for row, _ in self.ended]] = 0
-            counts, tokens = left, tokens[np.repeat(left > 0, counts)]
+            counts, tokens, ended = cut_ends(counts, tokens, self.ended)
         logprobs: list[RowLogprobs] = []
         for scores, rows in self.scored:
             found = [next(arrays) for _ in scores.tensors]
@@ -87,7 +86,7 @@ class EnqueuedStep:
             tokens=tokens,
             logprobs=logprobs,
             pooled=pooled,
-            ended=self.ended,
+            ended=ended,
             device_seconds=self.device_seconds(),
             drafted=drafted,
         )

@@ -22,7 +22,7 @@ from ..scheduler.arrays import Int32
 from ..scheduler.messages import PoolingParams, SamplingParams
 from ..scheduler.plan import StepPlan, StepResult
 from ..scheduler.requests import Request
-from ..spec.verify import Drafts, offsets
+from ..spec.verify import offsets
 from .batch import BatchBuilder, ForwardBatch
 from .bound import DrawnRows, drawn_rows
 from .device_thread import DeviceThread
@@ -37,7 +37,7 @@ from .pooling import Pooler, PoolingSlots
 from .prefault import Prefault
 from .sampler import Sampler
 from .sampling_state import SamplingState
-from .speculation import Speculation
+from .speculation import Origins, Speculation
 from .step_runner import StepHandle
 from .streams import Stream, open_stream
 
@@ -187,15 +187,15 @@ class ModelRunner:
         """Give the step to the device. A steady decode step waits for nothing here; a step with grammars waits, once
         its forward pass is enqueued, for the tokens of the step before."""
         step = EnqueuedStep(counts=plan.sample.astype(np.int32), timer=self._stream.timer())
-        sources = None
+        origins = None
         if self._speculation is not None:
-            sources = self._speculate(self._speculation, plan, new, step)
+            origins = self._speculate(self._speculation, plan, new, step)
         for init in new:
             self._start(init)
         if step.bound is not None:
             plan = step.bound.plan
         drawn = drawn_rows(plan, step.bound)
-        masks = self._grammars.begin(drawn.slots)
+        masks = self._grammars.begin(drawn.slots, drawn.drafts)
         batch, sampled = self._build(plan, drawn)
         for backend, attention_batch in zip(self._attention, batch.attention, strict=True):
             backend.plan(attention_batch)
@@ -206,36 +206,32 @@ class ModelRunner:
         self._pool(step, plan, sampled.q_start, hidden)
         fetch = step.start_fetch(self._stream)
         if drawn.rows.size and masks is not None:
-            self._grammars.drawn(masks, fetch)
+            self._grammars.drawn(masks, fetch, drawn.drafts)
         if self._speculation is not None:
-            self._speculation.enqueued(plan, step, sources)
+            self._speculation.enqueued(plan, step, origins)
         return step
 
     def _speculate(
         self, speculation: Speculation, plan: StepPlan, new: list[NewSlot], step: EnqueuedStep
-    ) -> Int32 | None:
-        """Give the step its drafts; returns how they came about."""
+    ) -> Origins | None:
+        """Give the step its drafts; returns where they are from."""
         speculation.settle(plan)
         for slot in plan.left:
             speculation.stop(slot)
         for init in new:
             if init.pooling is None:
                 speculation.start(init.slot, init.tokens, init.num_prompt_tokens, cache_salt=init.cache_salt)
-        bound = speculation.bind(plan, self._allowed)
+        bound = speculation.bind(plan, self._grammars.admit)
         if bound is None:
             return None
-        step.bound, sources = bound
+        step.bound, origins = bound
         drafts, rows = step.bound.drafts, step.bound.plan
         if drafts.tokens.size:
             slots = np.repeat(rows.slots, drafts.counts)
             positions = np.repeat(rows.starts, drafts.counts) + offsets(drafts.counts) + np.int32(1)
             places, tokens = self._stream.stage([self._batches.places(slots, positions), drafts.tokens])
             self._batches.write_tokens(places, tokens)
-        return sources
-
-    def _allowed(self, slots: Int32, drafts: Drafts) -> Int32:
-        """(n,) how many of the drafts of `slots` may be verified."""
-        return np.where(self._sampling.constrained[slots], 0, drafts.counts).astype(np.int32)
+        return origins
 
     def _start(self, init: NewSlot) -> None:
         """A request that came since the last step."""
@@ -318,7 +314,7 @@ class ModelRunner:
         if at is not None and masks is not None:
             raw, raw_rows = logits.index_select(0, at), np.arange(scored.size, dtype=np.int32)
         if masks is not None:
-            step.ended = [(int(drawn.rows[i]), reason) for i, reason in masks.apply(logits)]
+            step.ended = [drawn.end(index, reason) for index, reason in masks.apply(logits)]
         if drawn.drafts is None:
             tokens = self._sampler.sample(logits, sampled.slots, drawn.positions, sampled.uniform)
         else:

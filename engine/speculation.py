@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..scheduler.arrays import Bool, Int32
+from ..scheduler.arrays import Bool, Int32, Rows
 from ..scheduler.plan import StepPlan
 from ..spec.adaptive import DraftLengths
 from ..spec.interface import HostDrafter
@@ -23,7 +23,20 @@ from ..spec.verify import Drafts, kept, num_right
 from .bound import Bound
 from .enqueued import EnqueuedStep
 
-Allowed = Callable[[Int32, Drafts], Int32]
+# (slots, most, drafts) -> what may be verified of the drafts, at most so many tokens, perhaps with other tokens behind
+# them; and how many of each row's were drafted
+Admit = Callable[[Int32, Int32, Drafts], tuple[Drafts, Int32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Origins:
+    """Where each row's drafts are from: how the drafter's came about, and how many are its own. Both int32 (n,)."""
+
+    sources: Int32
+    counts: Int32
+
+    def take(self, rows: Rows) -> Origins:
+        return Origins(self.sources[rows], self.counts[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +48,7 @@ class Unsettled:
     slots: Int32  # (n,)
     positions: Int32  # (n,) of the first token that each draws
     drafts: Drafts
-    sources: Int32  # (n,) how the drafts came about
+    origins: Origins  # of these drafts
     generations: Int32  # (n,) of the slots
 
 
@@ -87,18 +100,14 @@ class Speculation:
         while self._unsettled and (plan.drafts is not None or self._unsettled[0].step.wait(0.0)):
             self._take_in(self._unsettled.popleft())
 
-    def bind(self, plan: StepPlan, allowed: Allowed | None = None) -> tuple[Bound, Int32] | None:
-        """The plan with drafts in it, and how they came about (rows,); None if it may go as it is.
-
-        `allowed` (slots, drafts) says how many of each slot's drafts may be verified.
-        """
+    def bind(self, plan: StepPlan, admit: Admit) -> tuple[Bound, Origins] | None:
+        """The plan with drafts in it, and where its rows' drafts are from; None if it may go as it is."""
         if plan.drafts is None:
             return None
         decodes = plan.num_decode_rows
-        slots = np.ascontiguousarray(plan.slots[:decodes])
-        drafts, sources = self._draft(slots, np.ascontiguousarray(plan.drafts[:decodes]), plan)
-        if allowed is not None:
-            drafts = drafts.cut(allowed(slots, drafts))
+        slots, most = np.ascontiguousarray(plan.slots[:decodes]), np.ascontiguousarray(plan.drafts[:decodes])
+        drafts, sources = self._draft(slots, most, plan)
+        drafts, own = admit(slots, most, drafts)
         starts = plan.starts.copy()
         starts[:decodes] = self._next[slots]
         assert (starts <= plan.starts).all(), "a row stands further than it can"
@@ -106,8 +115,8 @@ class Speculation:
         drafted[:decodes] = drafts.counts
         order = np.arange(plan.slots.size)
         order[:decodes] = np.argsort(drafts.counts > 0, kind="stable")
-        all_sources = np.zeros(plan.slots.size, np.int32)
-        all_sources[:decodes] = sources
+        origins = Origins(np.zeros(plan.slots.size, np.int32), np.zeros(plan.slots.size, np.int32))
+        origins.sources[:decodes], origins.counts[:decodes] = sources, own
         lens = (plan.lens - plan.drafts + drafted)[order]
         bound = replace(
             plan,
@@ -119,19 +128,19 @@ class Speculation:
             num_tokens=int(lens.sum()),
             drafts=None,
         )
-        return Bound(bound, order, Drafts(drafted, drafts.tokens).take(order)), all_sources[order]
+        return Bound(bound, order, Drafts(drafted, drafts.tokens).take(order)), origins.take(order)
 
-    def enqueued(self, plan: StepPlan, step: EnqueuedStep, sources: Int32 | None) -> None:
-        """The step of `plan`, bound if it was to be, is on its way; `sources` is what `bind` gave."""
+    def enqueued(self, plan: StepPlan, step: EnqueuedStep, origins: Origins | None) -> None:
+        """The step of `plan`, bound if it was to be, is on its way; `origins` is what `bind` gave."""
         rows = np.flatnonzero(plan.sample)
         if not rows.size:
             return
         slots = plan.slots[rows]
-        if step.bound is not None and sources is not None:
-            drafts, sources = step.bound.drafts.take(rows), sources[rows]
+        if step.bound is not None and origins is not None:
+            drafts, origins = step.bound.drafts.take(rows), origins.take(rows)
         else:
             none = np.zeros(rows.size, np.int32)
-            drafts, sources = Drafts(none, none[:0]), none
+            drafts, origins = Drafts(none, none[:0]), Origins(none, none)
         alone = (plan.lens == 1 + (step.bound.drafts.counts if step.bound is not None else 0)).all()
         self._unsettled.append(
             Unsettled(
@@ -140,7 +149,7 @@ class Speculation:
                 slots,
                 (plan.starts + plan.lens)[rows] - drafts.counts,
                 drafts,
-                sources,
+                origins,
                 self._generation[slots],
             )
         )
@@ -170,9 +179,10 @@ class Speculation:
         rows = np.flatnonzero(live)
         if not rows.size:
             return
-        slots, drafted = done.slots[rows], done.drafts.counts[rows]
+        slots, origins = done.slots[rows], done.origins.take(rows)
         tokens = tokens.take(rows) if rows.size < live.size else tokens
         self._next[slots] = done.positions[rows] + tokens.counts - np.int32(1)
-        self._drafter.extend(slots, tokens.counts, tokens.tokens, drafted)
+        self._drafter.extend(slots, tokens.counts, tokens.tokens, origins.counts)
         if self._lengths is not None:
-            self._lengths.observe(slots, drafted, accepted[rows], done.sources[rows])
+            accepted = np.minimum(accepted[rows], origins.counts)
+            self._lengths.observe(slots, origins.counts, accepted, origins.sources)

@@ -108,7 +108,9 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     enable_prefix_caching: bool = True
     async_scheduling: bool = True  # one step in flight
     enforce_eager: bool = False  # no forward pass from a recording
-    cudagraph_capture_sizes: list[int] = []  # batch sizes of decodes to record at start; none = chosen for the device
+    cudagraph_capture_sizes: list[
+        int
+    ] = []  # batch sizes of decodes to record at start; none = chosen for the device
     max_cudagraph_capture_size: int | None = None
     attention_backend: Literal["auto", "torch", "cpu"] = "auto"
     num_threads: int | None = None
@@ -150,7 +152,9 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
     weight_bytes: int
     kv_cache_bytes: int
     startup_seconds: dict[str, float]  # phase -> seconds
-    memory_bytes: dict[str, int] = {}  # total, weights, activations, graphs; where a device has memory of its own
+    memory_bytes: dict[
+        str, int
+    ] = {}  # total, weights, activations, graphs; where a device has memory of its own
     quantization: QuantizationScheme | None = None
     tasks: tuple[Task, ...] = ("generate",)
     pooling: PoolingInfo | None = None

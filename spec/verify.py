@@ -34,6 +34,13 @@ class Drafts:
             return self
         return Drafts(counts, self.tokens[offsets(self.counts) < np.repeat(counts, self.counts)])
 
+    def following(self) -> Int32:
+        """(n + sum counts,) for each token that the rows draw the draft of its place; -1 for the last of each row."""
+        each = self.counts + np.int32(1)
+        after = np.full(self.counts.size + self.tokens.size, -1, np.int32)
+        after[offsets(each) < np.repeat(self.counts, each)] = self.tokens
+        return after
+
     def take(self, rows: npt.NDArray[np.intp]) -> Drafts:
         """Those of `rows` (m,), in that order."""
         begins = np.cumsum(self.counts, dtype=np.int32) - self.counts

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 from ...scheduler.arrays import Int32
 from ...scheduler.messages import GrammarSpec
 from .compile import Compiler, GrammarError
+from .forced import Spelling
 from .visible import VisibleTokens
 from .vocabulary import VocabularyError, read_vocabulary
 
@@ -35,11 +36,13 @@ class Grammar:
     """A compiled grammar, and the mask (int32 (words,)) of the tokens that are text to it.
 
     `counts_tokens`: it bounds a region in tokens, which xgrammar counts only where a mask was filled before each.
+    `spelling` is that of its vocabulary.
     """
 
     compiled: CompiledGrammar
     visible: Int32
     num_bytes: int
+    spelling: Spelling
     counts_tokens: bool = False
 
 
@@ -192,6 +195,10 @@ def open_compiler(tokenizer_dir: Path | None, vocab_size: int) -> Compile:
     vocabulary = read_vocabulary(tokenizer_dir, vocab_size)
     info = vocabulary.info()
     compiler = Compiler(info)
+    special = set(vocabulary.special.values())
+    spelling = Spelling(
+        [b"" if number in special else token for number, token in enumerate(info.decoded_vocab)]
+    )
     visible = VisibleTokens(vocabulary.special, info.stop_token_ids, vocab_size)
 
     def compile_grammar(spec: GrammarSpec) -> Grammar:
@@ -200,6 +207,7 @@ def open_compiler(tokenizer_dir: Path | None, vocab_size: int) -> Compile:
             compiled,
             visible.of(spec),
             compiled.memory_size_bytes + len(spec.text),
+            spelling,
             counts_tokens='"max_tokens"' in spec.text,
         )
 

@@ -14,6 +14,7 @@ from engine_link import PATIENCE_S, Link
 from penstock.engine.build import Built, create_runner
 from penstock.engine.core import EngineCore
 from penstock.engine.grammar.compile import GrammarError
+from penstock.engine.grammar.forced import Spelling
 from penstock.engine.grammar.store import Compile, Grammar, GrammarStore, open_compiler
 from penstock.engine.grammar.vocabulary import VocabularyError
 from penstock.engine.link import FrontEndLink
@@ -299,7 +300,7 @@ class Waker:
 
 
 def sized(num_bytes: int) -> Compile:
-    return lambda spec: Grammar(spec, np.zeros(1, np.int32), num_bytes)  # type: ignore[arg-type]
+    return lambda spec: Grammar(spec, np.zeros(1, np.int32), num_bytes, Spelling([]))  # type: ignore[arg-type]
 
 
 def spec_of(number: int) -> GrammarSpec:
