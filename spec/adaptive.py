@@ -106,6 +106,34 @@ class DraftLengths:
         """
         self._step += 1
         num_tokens = len(slots) + other_tokens
+        some = np.flatnonzero(limits)
+        if not some.size:
+            return np.zeros(len(slots), np.int32)
+        if some.size < len(slots):  # often few have a draft
+            lens = np.zeros(len(slots), np.int32)
+            lens[some] = self._choose(
+                slots[some],
+                limits[some],
+                seconds,
+                None if sources is None else sources[some],
+                num_tokens,
+                pass_seconds,
+                max_tokens,
+            )
+            return lens
+        return self._choose(slots, limits, seconds, sources, num_tokens, pass_seconds, max_tokens)
+
+    def _choose(
+        self,
+        slots: Int32,
+        limits: Int32,
+        seconds: Seconds,
+        sources: Int32 | None,
+        num_tokens: int,
+        pass_seconds: float,
+        max_tokens: int | None,
+    ) -> Int32:
+        """Of those that can have a draft; `num_tokens` are in the step without drafts."""
         gains = self.chances(slots, sources)
         for j in range(1, self._max_len):
             gains[j] *= gains[j - 1]

@@ -2,7 +2,8 @@
 
 A line per kind of text and number of requests, each request with `--context` tokens behind it: microseconds per request
 and step (its new tokens taken in, a draft made, the Python of the call included), medians; milliseconds to take in the
-whole prompt; bytes per token. `python` in the last columns is the same without compiled code, on one request.
+whole prompt; bytes per token. `python` in the last columns is the same without compiled code, on one request. At the end,
+what choosing draft lengths and learning from the outcome costs per step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 from penstock.kernels.cpu.library import load
-from penstock.spec.ngram import NgramDrafter, NgramOptions
+from penstock.spec.adaptive import DraftLengths
+from penstock.spec.ngram import NUM_SOURCES, NgramDrafter, NgramOptions
 
 Int32 = npt.NDArray[np.int32]
 
@@ -88,6 +90,24 @@ def measure(
     )
 
 
+def lengths(requests: int, most: int, num_steps: int) -> tuple[float, float]:
+    """Microseconds of a step's choice of lengths for so many requests, all with drafts, and of taking in the outcome."""
+    random = np.random.default_rng(0)
+    adaptive = DraftLengths(requests, most, NUM_SOURCES)
+    slots, limits = np.arange(requests, dtype=np.int32), np.full(requests, most, np.int32)
+    sources = random.integers(0, NUM_SOURCES, requests).astype(np.int32)
+    chosen, taken = [], []
+    for _ in range(num_steps):
+        begin = time.perf_counter()
+        lens = adaptive.choose(slots, limits, lambda tokens: 1e-2 + 1e-5 * tokens, sources=sources)
+        chosen.append(time.perf_counter() - begin)
+        accepted = np.minimum(random.integers(0, most + 1, requests), lens).astype(np.int32)
+        begin = time.perf_counter()
+        adaptive.observe(slots, lens, accepted, sources)
+        taken.append(time.perf_counter() - begin)
+    return 1e6 * float(np.median(chosen)), 1e6 * float(np.median(taken))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--context", type=int, default=32768, help="tokens behind each request")
@@ -120,6 +140,9 @@ def main() -> None:
                 f"{name:12} {requests:8} {each:16.2f} {prompt:10.2f} {size:12.0f} {slower[0]:10.0f} {slower[1]:7.0f}",
                 flush=True,
             )
+    for requests in arguments.requests:
+        choice, outcome = lengths(requests, arguments.draft, 10 * arguments.steps)
+        print(f"draft lengths of {requests} requests: {choice:.0f} us to choose, {outcome:.0f} us to learn")
 
 
 if __name__ == "__main__":
