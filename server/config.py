@@ -25,6 +25,7 @@ from ..scheduler.messages import (
 from .limits import LimitOptions
 from .options.values import Option, count, integer, size
 from .parsing.options import ParsingOptions
+from .speculative_options import SpeculativeOptions
 
 DEFAULT_PORT = 8000
 CacheScope: TypeAlias = Literal["global", "tenant", "request"]
@@ -482,6 +483,7 @@ class ServeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     limits: LimitOptions = LimitOptions()
     scheduler: SchedulerOptions = SchedulerOptions()
     cache: CacheOptions = CacheOptions()
+    speculative: SpeculativeOptions = SpeculativeOptions()
     parsing: ParsingOptions = ParsingOptions()
     response_store: ResponseStoreOptions = ResponseStoreOptions()
     grammar: GrammarOptions = GrammarOptions()

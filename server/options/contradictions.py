@@ -6,6 +6,8 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 
 from ..config import ServeConfig
+from ..speculative import SpeculativeError
+from ..speculative_options import speculation
 
 
 def contradictions(config: ServeConfig, given: Set[str]) -> Iterator[str]:
@@ -43,6 +45,7 @@ def contradictions(config: ServeConfig, given: Set[str]) -> Iterator[str]:
             "raise it or lower --block-size"
         )
     yield from capacity_contradictions(config)
+    yield from speculative_contradictions(config)
     device = config.device
     quantization = config.model.quantization
     if quantization is not None and device.device == "cuda":
@@ -84,4 +87,17 @@ def capacity_contradictions(config: ServeConfig) -> Iterator[str]:
         yield (
             f"--max-model-len {longest}: the KV cache holds {tokens} tokens: lower it to {tokens} or raise "
             f"{'--num-gpu-blocks-override' if pages is not None else '--max-total-tokens'}"
+        )
+
+
+def speculative_contradictions(config: ServeConfig) -> Iterator[str]:
+    try:
+        speculative = speculation(config.speculative)
+    except SpeculativeError as error:
+        yield str(error)
+        return
+    if speculative is not None and config.model.runner == "pooling":
+        yield (
+            f"--speculative-config: method {speculative.method}: nothing decodes with --runner pooling: leave one of "
+            "them out"
         )

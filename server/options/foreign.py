@@ -19,6 +19,15 @@ KNOWN = {
     "tokenizer-mode": "is not supported, tokenizer.json is always used: leave it out",
     "is-embedding": "is spelled differently here: use --runner pooling",
     "uvicorn-log-level": "is not supported: use --log-level",
+    "speculative-accept-threshold-single": "is not possible, outputs are those of the model alone: leave it out",
+    "speculative-accept-threshold-acc": "is not possible, outputs are those of the model alone: leave it out",
+    "speculative-use-rejection-sampling": "is not needed, drafts are always accepted so: leave it out",
+    "speculative-adaptive-config": "is not needed, lengths follow the measured cost of a step: leave it out",
+    "speculative-ngram-capacity": "is not supported: use --speculative-config with shared_pool, a number of tokens",
+    "speculative-ngram-min-bfs-breadth": "is not supported, drafts are chains: leave it out",
+    "speculative-ngram-max-bfs-breadth": "is not supported, drafts are chains: leave it out",
+    "speculative-ngram-max-match-window-size": "is spelled differently here: use --ngram-prompt-lookup-max",
+    "speculative-ngram-match-type": "is not supported, drafts are chains: leave it out",
     "distributed-executor-backend": ONE_DEVICE,
     "use-ray": ONE_DEVICE,
     "kv-cache-dtype": "is not supported yet, keys and values have the model's dtype: leave it out",
@@ -32,7 +41,7 @@ ONE_DEVICE_NAMES = (
 NOT_YET_NAMES = (
     "prefix-caching-hash-algo cc compilation-config O cuda-graph-bs-decode "
     "cuda-graph-max-bs-decode max-num-queued-tokens max-loras max-lora-rank max-cpu-loras max-loaded-loras "
-    "max-loras-per-batch spec-method spec-model spec-tokens grammar-backend "
+    "max-loras-per-batch grammar-backend "
     "tool-parser-plugin tool-strict-level tool-server "
     "chat-template-content-format default-chat-template-kwargs trust-request-chat-template completion-template "
     "hf-chat-template-name admin-api-key ssl-ca-certs ssl-cert-reqs ssl-keyfile-password enable-ssl-refresh "

@@ -306,7 +306,7 @@ def test_a_missing_file_is_named() -> None:
         ("-quantization int8", ["-quantization", "unknown option"]),
         ("--quantization int8 --device cuda", ["--quantization int8", "--device cuda", "leave one"]),
         ("-q int4 --dtype half", ["--quantization int4", "--dtype float16"]),
-        ("--speculative-config {}", ["--speculative-config", "not supported yet"]),
+        ("--speculative-token-map m", ["--speculative-token-map", "not supported yet"]),
         ("--enable-chunked-prefill", ["--enable-chunked-prefill", "always chunked"]),
         ("--trust-remote-code", ["--trust-remote-code", "leave it out"]),
         # contradictions
