@@ -244,7 +244,8 @@ class Hello(Struct, frozen=True, tag="hello"):
 class Submit(Struct, frozen=True, tag="submit", kw_only=True):
     """One sequence to continue. `tokens` (int32) is the prompt followed by output already produced, if resumed.
 
-    With `pooling` it is read, not continued: `sampling` then has max_tokens 0.
+    With `pooling` it is read, not continued: `sampling` then has max_tokens 0. `prediction` (int32) is what the client
+    expects the output to be, to draft from.
     """
 
     request_id: int
@@ -254,6 +255,7 @@ class Submit(Struct, frozen=True, tag="submit", kw_only=True):
     pooling: PoolingParams | None = None
     priority: int = 0  # lower runs first
     cache_salt: str = ""  # prefix-cache namespace
+    prediction: bytes = b""
 
 
 class Abort(Struct, frozen=True, tag="abort"):

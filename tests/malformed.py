@@ -230,7 +230,7 @@ UNSUPPORTED = [
     chat("chat_template_kwargs", chat_template_kwargs={"messages": "x"}),
     chat("chat_template_kwargs[...]", chat_template_kwargs={"a": [1]}),
     chat("reasoning_effort", reasoning_effort="enormous"),
-    chat("prediction", prediction={"type": "content", "content": "x"}),
+    chat("prediction.content[0].type", prediction={"type": "content", "content": [{"type": "image_url"}]}),
     chat("modalities", modalities=["text", "audio"]),
 ]
 CONVERSATIONS = [

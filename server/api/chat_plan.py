@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from .endpoint import Prompt, add_sequences, check_model, check_serving, check_t
 from .errors import bad_request
 from .grammar_check import check_grammar
 from .parsed import ChatSink, ParsedSink
+from .prediction import read_prediction
 from .prompt_length import refuse_endless
 from .protocol import ChatRequest
 from .read_constraint import read_constraint
@@ -34,6 +36,7 @@ class ChatPlan:
     model: str
     prompt: Prompt
     info: EngineInfo
+    prediction: array[int]  # what the answer is expected to be; empty: nothing is
     grammar: GrammarSpec | None = None
     new_parser: Callable[[], AnswerParser] | None = None  # None: the text is the answer
     visible_special: frozenset[str] = frozenset()  # special tokens that the parser must see
@@ -56,6 +59,7 @@ async def plan_chat(services: Services, request: ChatRequest) -> ChatPlan:
     tokens = await services.tokenizer.encode_async(text, add_special_tokens=bool(request.add_special_tokens))
     if not tokens:
         raise bad_request("messages", "the chat template made an empty prompt of them")
+    prediction = await read_prediction(services, request, info)
     formats = services.formats
     rules = AnswerRules(
         prompt=text, formats=formats, use=use, constraint=constraint, budget=thinking_budget(request)
@@ -77,6 +81,7 @@ async def plan_chat(services: Services, request: ChatRequest) -> ChatPlan:
         model=model,
         prompt=truncated(request, Prompt(tokens, text), info),
         info=info,
+        prediction=prediction,
         grammar=grammar,
         new_parser=parser_of(text, formats.reasoning, calls, use, request) if used else None,
         visible_special=frozenset(name for known in used for name in known.markers),
@@ -139,6 +144,7 @@ def add_chat_sequences(
         grammar=plan.grammar,
         visible_special=plan.visible_special,
         stop_ids=plan.stop_ids,
+        prediction=plan.prediction.tobytes(),
     )
     for sequence, sink in zip(generation.sequences, parsed, strict=False):
         sink.follow(sequence)

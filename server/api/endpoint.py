@@ -194,10 +194,12 @@ def add_sequences(
     grammar: GrammarSpec | None = None,
     visible_special: frozenset[str] = frozenset(),
     stop_ids: Iterable[int] = (),
+    prediction: bytes = b"",
 ) -> int:
     """One sequence a sink for `prompt`; returns its max_tokens. Raises 400 for a prompt that the model cannot take.
 
     Unless `paced`, the sinks see to `stream_interval` themselves. `stop_ids` end the answer as EOS does.
+    `prediction` (int32 tokens) is what it is expected to be.
     """
     if not prompt.tokens:
         raise bad_request("prompt", "must not be empty")
@@ -248,6 +250,7 @@ def add_sequences(
                 named_stop_ids=frozenset(request.stop_token_ids or ()),
                 priority=priority,
                 cache_salt=cache_salt,
+                prediction=prediction,
             )
         )
         if pacer is not None:

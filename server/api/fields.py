@@ -23,6 +23,7 @@ from .protocol import (
     CompletionRequest,
     FunctionCall,
     Message,
+    Prediction,
     StructuredOutputs,
     TokenizeRequest,
     Tool,
@@ -255,6 +256,12 @@ FIELDS: dict[str, str] = {
 
 OWN_NOTES: dict[tuple[type[Struct], str], str] = {
     (ChatRequest, "logprobs"): "Log probabilities of the answer's tokens.",
+    (
+        ChatRequest,
+        "prediction",
+    ): "What the answer is expected to be, or most of it: drafted from, it changes no answer.",
+    (Prediction, "type"): "It is a text.",
+    (Prediction, "content"): "The text, or parts that are texts.",
     (ChatRequest, "echo"): "The content begins with the last message's, if that is the assistant's.",
     (CompletionRequest, "logprobs"): "Log probabilities of the answer's tokens, with so many alternatives.",
     (CompletionRequest, "echo"): "The text begins with the prompt; with max_tokens 0 it is the prompt.",

@@ -73,6 +73,8 @@ class Refused(Struct, kw_only=True):
     web_search_options: Any = None
 
 
+# Of these, what some requests can honour all the same, in a type of their own.
+HONOURED_IN_CHAT = frozenset({"prediction"})
 # What asks for nothing, beside null, false and empty containers.
 NEUTRAL: dict[str, Any] = {"length_penalty": 1.0, "modalities": ["text"], "suffix": ""}
 
@@ -185,6 +187,13 @@ class Tool(Struct):
     type: Literal["function"]
 
 
+class Prediction(Struct, frozen=True, forbid_unknown_fields=True):
+    """OpenAI's Predicted Outputs: the text that the answer is expected to be, or most of it."""
+
+    type: Literal["content"]
+    content: str | list[dict[str, Any]]
+
+
 class ChatRequest(GenerationRequest, kw_only=True):
     """`POST /v1/chat/completions`.
 
@@ -210,6 +219,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     verbosity: Literal["low", "medium", "high"] | None = None
     include_reasoning: bool | None = None
     thinking_token_budget: Annotated[int, Meta(ge=-1, le=MAX_TOKEN)] | None = None
+    prediction: Prediction | None = None
 
 
 class TokenizeRequest(Struct, forbid_unknown_fields=True, kw_only=True):

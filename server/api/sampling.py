@@ -10,7 +10,14 @@ from ..generation_defaults import GenerationDefaults
 from ..limits import LimitOptions
 from .errors import ApiError, bad_request, shown
 from .limits import check_limits
-from .protocol import NEUTRAL, ChatRequest, CompletionRequest, GenerationRequest, Refused
+from .protocol import (
+    HONOURED_IN_CHAT,
+    NEUTRAL,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    Refused,
+)
 from .token_rules import check_token_rules
 
 GREEDY_BELOW = 1e-5
@@ -188,7 +195,10 @@ def check_vocabulary(name: str, tokens: Any, vocab_size: int) -> None:
 
 def refuse_unsupported(request: GenerationRequest) -> None:
     """A 400 for every field whose wish could only be ignored."""
+    honoured = HONOURED_IN_CHAT if isinstance(request, ChatRequest) else ()
     for name in Refused.__struct_fields__:
+        if name in honoured:
+            continue
         value = getattr(request, name)
         if value is None or value is False or value in ({}, []) or value == NEUTRAL.get(name):
             continue

@@ -18,6 +18,7 @@ from .messages.protocol import CountTokensRequest, MessagesRequest
 from .messages.translate import FOREIGN as NOT_ANTHROPICS
 from .pooling.protocol import ClassifyRequest, EmbeddingRequest, RerankRequest, ScoreRequest
 from .protocol import (
+    HONOURED_IN_CHAT,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -138,7 +139,7 @@ OPERATIONS: tuple[Operation, ...] = (
 GENERAL = frozenset(Refused.__struct_fields__)
 # The fields that are a 400 unless they ask for nothing.
 REFUSED: dict[type[Struct], frozenset[str]] = {
-    ChatRequest: GENERAL,
+    ChatRequest: GENERAL - HONOURED_IN_CHAT,
     CompletionRequest: GENERAL,
     ResponsesRequest: GENERAL.union(NOT_OPENAIS, OUT_OF_PLACE),
     CountTokensRequest: frozenset(NOT_ANTHROPICS),

@@ -32,7 +32,13 @@ class GenerationFailed(Exception):
 class Usage:
     """Token counts of a request; the prompt of several choices counts once."""
 
-    __slots__ = ("cached_tokens", "completion_tokens", "prompt_tokens", "reasoning_tokens")
+    __slots__ = (
+        "cached_tokens",
+        "completion_tokens",
+        "prediction_tokens",
+        "prompt_tokens",
+        "reasoning_tokens",
+    )
 
     def __init__(
         self,
@@ -40,11 +46,13 @@ class Usage:
         completion_tokens: int,
         cached_tokens: int,
         reasoning_tokens: int | None = None,
+        prediction_tokens: tuple[int, int] | None = None,
     ) -> None:
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = completion_tokens
         self.cached_tokens = cached_tokens
         self.reasoning_tokens = reasoning_tokens  # None: the model's thinking is not marked
+        self.prediction_tokens = prediction_tokens  # accepted, rejected; None: nothing was predicted
 
     def as_dict(self) -> dict[str, object]:
         counts: dict[str, object] = {
@@ -53,8 +61,15 @@ class Usage:
             "completion_tokens": self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
+        details = {}
         if self.reasoning_tokens is not None:
-            counts["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+            details["reasoning_tokens"] = self.reasoning_tokens
+        if self.prediction_tokens is not None:
+            details["accepted_prediction_tokens"], details["rejected_prediction_tokens"] = (
+                self.prediction_tokens
+            )
+        if details:
+            counts["completion_tokens_details"] = details
         return counts
 
 
@@ -121,11 +136,18 @@ class Generation:
         thought = [
             sequence.reasoning_tokens for sequence in self.sequences if sequence.reasoning_tokens is not None
         ]
+        predicted = [sequence for sequence in self.sequences if sequence.prediction]
         return Usage(
             sum(len(sequence.prompt) for sequence in heads),
             sum(len(sequence.output) for sequence in self.sequences) if self.counts_output else 0,
             sum(sequence.cached_tokens for sequence in heads),
             sum(thought) if thought else None,
+            (
+                sum(sequence.accepted_prediction_tokens for sequence in predicted),
+                sum(sequence.rejected_prediction_tokens for sequence in predicted),
+            )
+            if predicted
+            else None,
         )
 
     def _log(self, seconds: float) -> None:

@@ -71,6 +71,7 @@ class Sequence:
         "_sink",
         "_stops",
         "accepted",
+        "accepted_prediction_tokens",
         "arrival",
         "cache_salt",
         "cached_tokens",
@@ -80,11 +81,13 @@ class Sequence:
         "num_preemptions",
         "output",
         "over",
+        "prediction",
         "prefill_s",
         "priority",
         "prompt",
         "queue_s",
         "reasoning_tokens",
+        "rejected_prediction_tokens",
         "request_id",
         "sampling",
     )
@@ -103,12 +106,14 @@ class Sequence:
         named_stop_ids: frozenset[int] = frozenset(),
         priority: int = 0,
         cache_salt: str = "",
+        prediction: bytes = b"",
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
         self.sampling = sampling
         self.priority = priority
         self.cache_salt = cache_salt
+        self.prediction = prediction
         self.output: array[int] = array("i")
         self.over = False
         self.accepted = False  # an engine has had it: a full queue is no reason any more to refuse it
@@ -120,6 +125,8 @@ class Sequence:
         self.cached_tokens = 0
         self.num_preemptions = 0
         self.reasoning_tokens: int | None = None  # up to the thinking's end; None: not looked for
+        self.accepted_prediction_tokens = 0
+        self.rejected_prediction_tokens = 0
         self.gaps = metrics.token_gaps
         self._metrics = metrics
         self._detokenizer = detokenizer
@@ -140,6 +147,7 @@ class Sequence:
             sampling=sampling,
             priority=self.priority,
             cache_salt=self.cache_salt,
+            prediction=self.prediction,
         )
 
     def hand_on_each_token(self) -> None:
