@@ -29,6 +29,7 @@ from ..scheduler.messages import (
     FirstToken,
     Hello,
     Pooled,
+    Predicted,
     Rejected,
     StepOutput,
     Submit,
@@ -212,6 +213,7 @@ class EngineCore:
             pooling=message.pooling,
             priority=message.priority,
             cache_salt=message.cache_salt,
+            prediction=np.frombuffer(message.prediction, dtype="<i4") if message.prediction else None,
             arrival=time.monotonic(),
         )
         try:
@@ -308,6 +310,11 @@ class EngineCore:
             pooled=[
                 Pooled(request.request_id, row.values.astype("<f4", copy=False).tobytes())
                 for request, row in outcome.pooled
+                if request.frontend_id == frontend_id
+            ],
+            predicted=[
+                Predicted(request.request_id, *request.predicted)
+                for request in outcome.predicted
                 if request.frontend_id == frontend_id
             ],
         )

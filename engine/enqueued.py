@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from ..scheduler.arrays import Int32
 from ..scheduler.messages import FinishReason, PoolingParams
-from ..scheduler.plan import RowLogprobs, RowPooled, StepResult
+from ..scheduler.plan import RowLogprobs, RowPooled, RowPredicted, StepResult
 from .bound import Bound, End, cut_ends
 from .device_thread import Promise
 from .logprobs import ScoredRow, Scores
@@ -33,6 +34,7 @@ class EnqueuedStep:
     ended: list[End] = field(default_factory=list)
     fetch: Fetch | None = None
     bound: Bound | None = None  # the plan with its drafts
+    predicted: Callable[[], list[RowPredicted]] = list  # asked for when the tokens are there
     seconds: float | None = None  # of the device, once asked for
 
     def start_fetch(self, stream: Stream) -> Fetch:
@@ -89,6 +91,7 @@ class EnqueuedStep:
             ended=ended,
             device_seconds=self.device_seconds(),
             drafted=drafted,
+            predicted=self.predicted(),
         )
 
 

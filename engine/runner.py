@@ -55,6 +55,7 @@ class NewSlot:
     pooling: PoolingParams | None
     grammar: Grammar | None
     cache_salt: str
+    prediction: Int32 | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,7 @@ class ModelRunner:
                 init.request.pooling,
                 grammar_of(init.request),
                 init.request.cache_salt,
+                init.request.prediction,
             )
             for init in plan.inits
         ]
@@ -220,7 +222,13 @@ class ModelRunner:
             speculation.stop(slot)
         for init in new:
             if init.pooling is None:
-                speculation.start(init.slot, init.tokens, init.num_prompt_tokens, cache_salt=init.cache_salt)
+                speculation.start(
+                    init.slot,
+                    init.tokens,
+                    init.num_prompt_tokens,
+                    prediction=init.prediction,
+                    cache_salt=init.cache_salt,
+                )
         bound = speculation.bind(plan, self._grammars.admit)
         if bound is None:
             return None

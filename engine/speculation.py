@@ -8,14 +8,16 @@ nothing.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from ..scheduler.arrays import Bool, Int32, Rows
-from ..scheduler.plan import StepPlan
+from ..scheduler.plan import RowPredicted, StepPlan
 from ..spec.adaptive import DraftLengths
 from ..spec.interface import HostDrafter
 from ..spec.step_cost import StepCost
@@ -53,7 +55,7 @@ class Unsettled:
 
 
 class Speculation:
-    """Owned by the device's thread, as the runner is."""
+    """Called by the device's thread, as the runner is; `predicted` by whoever collects a step's results."""
 
     def __init__(
         self, num_slots: int, drafter: HostDrafter, *, max_draft_tokens: int, adaptive: bool = True
@@ -64,7 +66,9 @@ class Speculation:
         self._cost = StepCost()
         self._next: Int32 = np.zeros(num_slots, np.int32)  # position of a decoding slot's newest token
         self._generation: Int32 = np.zeros(num_slots, np.int32)  # odd while a request is there
+        self._predicting: Bool = np.zeros(num_slots, np.bool_)  # has a prediction
         self._unsettled: deque[Unsettled] = deque()
+        self._lock = threading.Lock()  # around what a step's results change
 
     # ------------------------------------------------------------------------------------------------ coming and going
 
@@ -79,26 +83,30 @@ class Speculation:
     ) -> None:
         """A request came into the slot, with its prompt and the output it has."""
         self.stop(slot)
-        self._generation[slot] += 1
-        self._drafter.start(
-            slot, tokens, prediction, num_prompt_tokens=num_prompt_tokens, cache_salt=cache_salt
-        )
-        if self._lengths is not None:
-            self._lengths.start(slot)
+        with self._lock:
+            self._generation[slot] += 1
+            self._predicting[slot] = prediction is not None and prediction.size
+            self._drafter.start(
+                slot, tokens, prediction, num_prompt_tokens=num_prompt_tokens, cache_salt=cache_salt
+            )
+            if self._lengths is not None:
+                self._lengths.start(slot)
 
     def stop(self, slot: int) -> None:
         """The slot's request is gone."""
-        if self._generation[slot] % 2:
-            self._generation[slot] += 1
-            self._drafter.stop(slot)
+        with self._lock:
+            if self._generation[slot] % 2:
+                self._generation[slot] += 1
+                self._drafter.stop(slot)
 
     # ------------------------------------------------------------------------------------------------------ each step
 
     def settle(self, plan: StepPlan) -> None:
         """Take in earlier steps, before `plan` is enqueued: those whose tokens are there; all of them, waited for, if
         it cannot do without."""
-        while self._unsettled and (plan.drafts is not None or self._unsettled[0].step.wait(0.0)):
-            self._take_in(self._unsettled.popleft())
+        with self._lock:
+            while self._unsettled and (plan.drafts is not None or self._unsettled[0].step.wait(0.0)):
+                self._take_in(self._unsettled.popleft())
 
     def bind(self, plan: StepPlan, admit: Admit) -> tuple[Bound, Origins] | None:
         """The plan with drafts in it, and where its rows' drafts are from; None if it may go as it is."""
@@ -106,7 +114,8 @@ class Speculation:
             return None
         decodes = plan.num_decode_rows
         slots, most = np.ascontiguousarray(plan.slots[:decodes]), np.ascontiguousarray(plan.drafts[:decodes])
-        drafts, sources = self._draft(slots, most, plan)
+        with self._lock:
+            drafts, sources = self._draft(slots, most, plan)
         drafts, own = admit(slots, most, drafts)
         starts = plan.starts.copy()
         starts[:decodes] = self._next[slots]
@@ -142,6 +151,10 @@ class Speculation:
             none = np.zeros(rows.size, np.int32)
             drafts, origins = Drafts(none, none[:0]), Origins(none, none)
         alone = (plan.lens == 1 + (step.bound.drafts.counts if step.bound is not None else 0)).all()
+        of_plan = rows if step.bound is None else step.bound.order[rows]
+        predicting = np.flatnonzero(self._predicting[slots])
+        if predicting.size:
+            step.predicted = partial(self._predicted, step, slots[predicting], of_plan[predicting])
         self._unsettled.append(
             Unsettled(
                 step,
@@ -155,6 +168,16 @@ class Speculation:
         )
 
     # ---------------------------------------------------------------------------------------------------------- inside
+
+    def _predicted(self, step: EnqueuedStep, slots: Int32, rows: Rows) -> list[RowPredicted]:
+        """How the predictions of `slots` fared up to this step, whose tokens are there."""
+        with self._lock:
+            while any(unsettled.step is step for unsettled in self._unsettled):
+                self._take_in(self._unsettled.popleft())
+            live = (self._generation[slots] % 2).astype(np.bool_)
+            accepted, rejected = self._drafter.predicted(np.ascontiguousarray(slots[live]))
+        counts = zip(rows[live].tolist(), accepted.tolist(), rejected.tolist(), strict=True)
+        return [RowPredicted(row, *of_row) for row, *of_row in counts]
 
     def _draft(self, slots: Int32, most: Int32, plan: StepPlan) -> tuple[Drafts, Int32]:
         """What the drafter proposes, as far as it is worth it."""

@@ -318,6 +318,15 @@ class Pooled(Struct, frozen=True, array_like=True):
     values: bytes
 
 
+class Predicted(Struct, frozen=True, array_like=True):
+    """Of a request with a prediction, since it was submitted: output tokens that were as predicted, and predicted
+    tokens that the model looked at and did not say."""
+
+    request_id: int
+    accepted: int
+    rejected: int
+
+
 class StepOutput(Struct, frozen=True, tag="step", kw_only=True, omit_defaults=True):
     """What one step produced for all requests of one front end.
 
@@ -331,6 +340,7 @@ class StepOutput(Struct, frozen=True, tag="step", kw_only=True, omit_defaults=Tr
     finished: list[Finish] = []
     logprobs: list[TokenLogprobs] = []
     pooled: list[Pooled] = []
+    predicted: list[Predicted] = []
 
 
 class Rejected(Struct, frozen=True, tag="rejected"):

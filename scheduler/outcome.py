@@ -24,6 +24,7 @@ class StepOutcome:
     finished: list[Request] = field(default_factory=list)
     logprobs: list[tuple[Request, RowLogprobs]] = field(default_factory=list)
     pooled: list[tuple[Request, RowPooled]] = field(default_factory=list)
+    predicted: list[Request] = field(default_factory=list)  # whose counts of predicted tokens are new
 
 
 def undelivered_scores(request: Request, start: int, entry: RowLogprobs) -> RowLogprobs | None:

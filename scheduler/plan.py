@@ -90,6 +90,16 @@ class RowPooled:
 
 
 @dataclass(slots=True)
+class RowPredicted:
+    """Of row `row`, whose request has a prediction, since it came into its slot: output tokens that were as predicted,
+    and predicted tokens that were verified and not drawn."""
+
+    row: int
+    accepted: int
+    rejected: int
+
+
+@dataclass(slots=True)
 class StepResult:
     """What a plan produced: `counts` int32 (rows,) new tokens per row (0 where not sampled), `tokens` int32 flat.
 
@@ -103,6 +113,7 @@ class StepResult:
     logprobs: list[RowLogprobs] = field(default_factory=list)
     pooled: list[RowPooled] = field(default_factory=list)
     ended: list[tuple[int, FinishReason]] = field(default_factory=list)
+    predicted: list[RowPredicted] = field(default_factory=list)
     device_seconds: float = 0.0
     drafted: Int32 | None = None
 

@@ -44,6 +44,7 @@ class Request:
     sampling: SamplingParams
     pooling: PoolingParams | None = None  # with it nothing is drawn: max_tokens is 0
     grammar: object = None  # compiled, for the runner; opaque here
+    prediction: Int32 | None = None  # (p,) tokens that the output is expected to be
     priority: int = 0  # lower runs first
     cache_salt: str = ""
     arrival: float = 0.0
@@ -63,6 +64,10 @@ class Request:
     num_scored: int = field(
         default=0, init=False
     )  # leading positions whose prompt log probabilities were delivered
+
+    # of the output's tokens: as predicted, and predicted but not drawn; in earlier slots and in this one
+    predicted_before: tuple[int, int] = field(default=(0, 0), init=False)
+    predicted_here: tuple[int, int] = field(default=(0, 0), init=False)
 
     # the scheduler's own notes
     sequence: int = field(default=0, init=False)  # order of `add`, breaks ties of equal arrival
@@ -90,6 +95,12 @@ class Request:
         """Enter `state`; an illegal transition is a bug."""
         assert state in TRANSITIONS[self.state], f"request {self.key!r}: {self.state.name} -> {state.name}"
         self.state = state
+
+    @property
+    def predicted(self) -> tuple[int, int]:
+        """Output tokens that were as predicted, and predicted tokens that were verified and not drawn."""
+        before, here = self.predicted_before, self.predicted_here
+        return (before[0] + here[0], before[1] + here[1])
 
     def token_limit(self, max_model_len: int) -> int:
         """Tokens, prompt included, at which it ends with reason `length`."""

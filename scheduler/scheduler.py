@@ -318,6 +318,11 @@ class Scheduler:
         for pooled in result.pooled:
             if live[pooled.row]:
                 outcome.pooled.append((self._request_in(int(plan.slots[pooled.row])), pooled))
+        for predicted in result.predicted:
+            if live[predicted.row]:
+                request = self._request_in(int(plan.slots[predicted.row]))
+                request.predicted_here = (predicted.accepted, predicted.rejected)
+                outcome.predicted.append(request)
         self._in_flight.popleft()
         self._bounds.committed()
         self._finish_prefills(plan, live, now, outcome)
@@ -386,6 +391,7 @@ class Scheduler:
         """Requeue a running request; its full pages stay cached, a token in flight for it is drawn again later."""
         self._vacate(request, keep_pages)
         request.num_preemptions += 1
+        request.predicted_before, request.predicted_here = request.predicted, (0, 0)
         self._counters.num_preemptions += 1
         request.move(State.PREEMPTED)
         self._waiting.push(request)

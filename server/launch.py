@@ -26,6 +26,7 @@ from .frontend_config import FrontEndConfig
 from .logs import set_up_logging
 from .model_files import DEMO_DIR, ModelError, ModelFiles, resolve
 from .options.parse import HelpWanted, OptionError, Parsed, parse
+from .speculative_options import speculation
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +182,7 @@ def engine_config(
         attention_backend=device.attention_backend,
         num_threads=device.num_threads,
         seed=model.seed or 0,
+        speculative=speculation(config.speculative),
         kv_events=cache.kv_events_config,
         log_level=config.observability.log_level,
     )

@@ -10,35 +10,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
-from msgspec import Struct
-
-Method: TypeAlias = Literal["ngram", "eagle", "eagle3", "mtp", "draft_model"]
+from ..scheduler.messages import SpeculativeConfig, SpeculativeMethod
 
 PLACE = "--speculative-config"
 MOST_TOKENS = 128
 LEAVE_OUT = "leave it out"
-
-
-class SpeculativeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How tokens are drafted. `model` is the drafter's checkpoint, where it has one of its own.
-
-    `num_speculative_tokens` is the longest draft; with `adaptive` each is as long as pays. For `ngram`: a context has
-    `prompt_lookup_min` to `prompt_lookup_max` tokens (None: any number) of the last `window` ones of a text, and
-    `shared_pool` tokens of other requests' recent outputs are drafted from as well (0 = none). `num_nextn_predict_layers`
-    is what the user said of the checkpoint's own (None: nothing).
-    """
-
-    method: Method
-    num_speculative_tokens: int
-    model: str | None = None
-    prompt_lookup_min: int = 3
-    prompt_lookup_max: int | None = None
-    window: int = 65536
-    shared_pool: int = 0
-    num_nextn_predict_layers: int | None = None
-    adaptive: bool = True
 
 
 class SpeculativeError(ValueError):
@@ -54,7 +32,7 @@ class Rules:
     default_tokens: int
 
 
-METHODS: dict[Method, Rules] = {
+METHODS: dict[SpeculativeMethod, Rules] = {
     "ngram": Rules(available=True, needs_model=False, default_tokens=8),
     "eagle": Rules(available=False, needs_model=True, default_tokens=4),
     "eagle3": Rules(available=False, needs_model=True, default_tokens=4),
@@ -62,7 +40,7 @@ METHODS: dict[Method, Rules] = {
     "draft_model": Rules(available=False, needs_model=True, default_tokens=4),
 }
 # Other names, in lower case. vLLM has a name for each family's MTP layers; they all mean those of the checkpoint.
-METHOD_NAMES: dict[str, Method] = {
+METHOD_NAMES: dict[str, SpeculativeMethod] = {
     **{method: method for method in METHODS},
     "[ngram]": "ngram",
     "ngram_gpu": "ngram",
@@ -71,7 +49,7 @@ METHOD_NAMES: dict[str, Method] = {
     "standalone": "draft_model",
 }
 # TensorRT-LLM's decoding_type, in lower case.
-TYPES: dict[str, Method] = {"eagle": "eagle3", "mtp": "mtp", "ngram": "ngram"}
+TYPES: dict[str, SpeculativeMethod] = {"eagle": "eagle3", "mtp": "mtp", "ngram": "ngram"}
 TYPE_NAMES = "Eagle, MTP or NGram"
 TYPE_DEFAULT_TOKENS = 4
 TYPE_KEYS = (
@@ -318,7 +296,7 @@ def assembled(said: dict[str, Said], default_tokens: int | None) -> SpeculativeC
     return SpeculativeConfig(**{**values, "method": method})
 
 
-def method_of(said: Said) -> Method:
+def method_of(said: Said) -> SpeculativeMethod:
     name = str(said.value).lower()
     if name in METHOD_NAMES:
         return METHOD_NAMES[name]

@@ -6,8 +6,9 @@ from typing import Annotated, Any, TypeAlias
 
 from msgspec import Meta, Struct
 
+from ..scheduler.messages import SpeculativeConfig
 from .options.values import Option
-from .speculative import MOST_TOKENS, SpeculativeConfig, resolve
+from .speculative import MOST_TOKENS, resolve
 
 Positive: TypeAlias = Annotated[int, Meta(ge=1)]
 

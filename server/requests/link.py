@@ -262,6 +262,10 @@ class EngineLink:
             prompt = assigned.get(pooled.request_id)
             if isinstance(prompt, PooledPrompt):
                 prompt.take_values(pooled.values)
+        for predicted in output.predicted:
+            sequence = assigned.get(predicted.request_id)
+            if isinstance(sequence, Sequence):
+                sequence.take_predicted(predicted)
         tokens = memoryview(output.tokens).cast("i").tolist()
         ids = memoryview(output.request_ids).cast("I").tolist()
         counts = memoryview(output.counts).cast("H").tolist()

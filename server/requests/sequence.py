@@ -12,7 +12,15 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 from msgspec import Struct
 from msgspec.structs import replace
 
-from ...scheduler.messages import Finish, FinishReason, FirstToken, SamplingParams, Submit, TokenLogprobs
+from ...scheduler.messages import (
+    Finish,
+    FinishReason,
+    FirstToken,
+    Predicted,
+    SamplingParams,
+    Submit,
+    TokenLogprobs,
+)
 from ..metrics.catalogue import Metrics
 from ..text.detokenizer import Detokenizer
 from ..text.stops import StopStrings
@@ -66,6 +74,7 @@ class Sequence:
         "_include_stop",
         "_metrics",
         "_named_stop_ids",
+        "_predicted_before",
         "_prompt_pending",
         "_simple",
         "_sink",
@@ -127,6 +136,7 @@ class Sequence:
         self.reasoning_tokens: int | None = None  # up to the thinking's end; None: not looked for
         self.accepted_prediction_tokens = 0
         self.rejected_prediction_tokens = 0
+        self._predicted_before = (0, 0)  # by engines that are gone
         self.gaps = metrics.token_gaps
         self._metrics = metrics
         self._detokenizer = detokenizer
@@ -157,6 +167,13 @@ class Sequence:
     def restart(self) -> None:
         """The engine that had it is gone: forget what was only half delivered."""
         self._prompt_pending = []
+        self._predicted_before = (self.accepted_prediction_tokens, self.rejected_prediction_tokens)
+
+    def take_predicted(self, predicted: Predicted) -> None:
+        """How its prediction fared since it was submitted to this engine."""
+        accepted, rejected = self._predicted_before
+        self.accepted_prediction_tokens = accepted + predicted.accepted
+        self.rejected_prediction_tokens = rejected + predicted.rejected
 
     def start(self, first: FirstToken, now: float) -> None:
         """The first token of this submission comes; a resumed sequence has had its first one long ago."""
