@@ -58,9 +58,9 @@ class NewSlot:
     prediction: Int32 | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sampled:
-    """What sampling needs of a step; on the host unless said."""
+    \"\"\"What sampling needs of a step; on the host unless said.\"\"\"
 
     drawn: DrawnRows
     q_start: Int32  # (rows of the batch + 1,)

@@ -187,6 +187,10 @@ class LateMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        with self:  # in inference mode `to` and its like come whole: what they are made of tells what they do
+            result = func.decompose(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
         flat = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
         late = [each for each in flat if isinstance(each, LateTensor)]
         name, op = str(func), func.overloadpacket
