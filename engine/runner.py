@@ -60,7 +60,7 @@ class NewSlot:
 
 @dataclass(slots=True)
 class Sampled:
-    \"\"\"What sampling needs of a step; on the host unless said.\"\"\"
+    """What sampling needs of a step; on the host unless said."""
 
     drawn: DrawnRows
     q_start: Int32  # (rows of the batch + 1,)

@@ -70,6 +70,8 @@ def another_value(field: Field) -> Any:
         return KVEventsConfig(hwm=7)
     if field.name == "pooler_config":
         return PoolerConfig("MEAN")
+    if field.name == "cudagraph_capture_sizes":
+        return [3]
     match field.kind:
         case "bool":
             return not field.default
