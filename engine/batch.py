@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..kernels.attention.interface import AttentionBatch
+from ..kernels.attention.interface import AttentionBatch, HostRows
 from ..scheduler.arrays import Int32
 from ..scheduler.plan import StepPlan
 from .streams import HostStream, Stream
@@ -119,6 +119,7 @@ class BatchBuilder:
                 *others,
             ]
         )
+        host = HostRows(arrays.slots, arrays.starts, arrays.q_start)
         batch = ForwardBatch(
             tokens=self._flat_tokens.index_select(0, places),
             positions=positions,
@@ -135,6 +136,7 @@ class BatchBuilder:
                     positions=positions,
                     token_rows=token_rows,
                     page_table=table,
+                    host=host,
                 )
                 for table in self._page_tables
             ],

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from ..kernels.attention.interface import AttentionBackend, AttentionSpec
 from ..kernels.interface import Ops
+from ..kernels.sampling.interface import SamplingParameters
 from ..kernels.select import select_attention
 from ..scheduler.groups import KVGroup
 from ..scheduler.messages import EngineConfig, EngineInfo
@@ -90,7 +92,9 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
             groups = kv_pool.group_layers(model_config, max_model_len)
             attention = [
                 select_attention(
-                    config.attention_backend, choices.device, attention_spec(config, model_config, window)
+                    config.attention_backend,
+                    choices.device,
+                    attention_spec(config, model_config, choices, window),
                 )
                 for window in groups.windows
             ]
@@ -161,6 +165,7 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
                 runner.capture(lambda fraction: progress("capturing graphs", fraction))
         with phase("warm_up", "warming up"):
             runner.warm_up()
+            thread.submit(warm_up_sampling, ops, model_config.vocab_size, choices).result()
     except BaseException:
         thread.close()
         raise
@@ -174,7 +179,7 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
         max_num_batched_tokens=choices.max_num_batched_tokens,
         max_num_queued_reqs=choices.max_num_queued_reqs,
         dtype=dtype_name(choices.dtype),
-        kv_cache_dtype=dtype_name(choices.dtype),
+        kv_cache_dtype=dtype_name(choices.kv_dtype),
         device=str(choices.device),
         attention_backend=attention[0].name,
         weight_bytes=weight_bytes,
@@ -220,7 +225,9 @@ def prompt_length(config: EngineConfig, model_config: ModelConfig, purpose: Purp
     return longest
 
 
-def attention_spec(config: EngineConfig, model_config: ModelConfig, window: int | None) -> AttentionSpec:
+def attention_spec(
+    config: EngineConfig, model_config: ModelConfig, choices: Choices, window: int | None
+) -> AttentionSpec:
     return AttentionSpec(
         num_heads=model_config.num_heads,
         num_kv_heads=model_config.num_kv_heads,
@@ -228,6 +235,8 @@ def attention_spec(config: EngineConfig, model_config: ModelConfig, window: int 
         page_size=config.page_size,
         scale=model_config.head_dim**-0.5,
         window=window,
+        dtype=choices.dtype,
+        kv_dtype=choices.kv_dtype,
     )
 
 
@@ -252,7 +261,7 @@ def size_kv_cache(
             max_model_len=length,
             page_size=config.page_size,
             max_num_batched_tokens=choices.max_num_batched_tokens,
-            dtype=choices.dtype,
+            dtype=choices.kv_dtype,
         )
 
     need = footprint(max_model_len)
@@ -334,6 +343,25 @@ def load_model(
     return load_weights(config, choices, make, ops, Names("model.", unused=("score.",)), progress)
 
 
+def warm_up_sampling(ops: Ops, vocab_size: int, choices: Choices) -> None:
+    """Draw from logits as they come and as penalties leave them, and mask some: what compiles at first use has been."""
+    one = torch.ones(1, device=choices.device)
+    how = SamplingParameters(
+        temperature=one,
+        top_k=one.int(),
+        top_p=one * 0.5,
+        min_p=one * 0,
+        greedy=np.zeros(1, np.bool_),
+        truncated=np.ones(1, np.bool_),
+    )
+    slot = np.zeros(1, np.int32)
+    allowed = torch.full((1, -(-vocab_size // 32)), -1, dtype=torch.int32, device=choices.device)
+    for dtype in dict.fromkeys((choices.dtype, torch.float32)):
+        logits = torch.zeros((1, vocab_size), dtype=dtype, device=choices.device)
+        ops.mask_logits(logits, allowed, torch.zeros(1, dtype=torch.int32, device=choices.device))
+        ops.sampling.sample(logits, how, slot, np.zeros(1))
+
+
 def measure_memory(
     config: EngineConfig,
     model_config: ModelConfig,
@@ -377,5 +405,5 @@ def allocate_kv_cache(
     pages: tuple[int, ...],
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return kv_pool.allocate(
-        model_config, groups, pages, page_size=config.page_size, dtype=choices.dtype, device=choices.device
+        model_config, groups, pages, page_size=config.page_size, dtype=choices.kv_dtype, device=choices.device
     )

@@ -31,6 +31,7 @@ class Choices:
 
     device: torch.device
     dtype: torch.dtype
+    kv_dtype: torch.dtype  # of keys and values
     quantization: Quantization | None
     num_threads: int
     max_num_batched_tokens: int
@@ -44,11 +45,6 @@ class Choices:
 def choose(config: EngineConfig, model_config: ModelConfig | EncoderConfig) -> Choices:
     device = choose_device(config)
     dtype = choose_dtype(config, model_config, device)
-    if config.kv_cache_dtype not in ("auto", dtype_name(dtype)):
-        raise ConfigurationError(
-            f"--kv-cache-dtype {config.kv_cache_dtype} differs from the model's {dtype_name(dtype)}, which is not "
-            "supported: leave it at auto, or set --dtype as well"
-        )
     for name in ("max_num_seqs", "page_size"):
         if getattr(config, name) < 1:
             raise ConfigurationError(f"{name} is {getattr(config, name)}, it must be at least 1")
@@ -68,6 +64,7 @@ def choose(config: EngineConfig, model_config: ModelConfig | EncoderConfig) -> C
     return Choices(
         device=device,
         dtype=dtype,
+        kv_dtype=choose_kv_dtype(config, device, dtype),
         quantization=choose_quantization(config, device, dtype),
         num_threads=config.num_threads or len(os.sched_getaffinity(0)),
         max_num_batched_tokens=batched,
@@ -114,6 +111,24 @@ def choose_dtype(
         )
         own = "bfloat16"
     return torch_dtype(own)
+
+
+def choose_kv_dtype(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The model's own, or 8 bits where there are kernels for them."""
+    asked = f"--kv-cache-dtype {config.kv_cache_dtype}"
+    if config.kv_cache_dtype not in ("fp8", "fp8_e4m3"):
+        if config.kv_cache_dtype not in ("auto", dtype_name(dtype)):
+            raise ConfigurationError(
+                f"{asked} differs from the model's {dtype_name(dtype)}, which is not supported: leave it at auto, or "
+                "set --dtype as well"
+            )
+        return dtype
+    if device.type == "cpu" and config.attention_backend != "torch":
+        raise ConfigurationError(
+            f"{asked}: the kernels for CPUs read keys and values of the model's dtype alone: leave it at auto, or use "
+            "--attention-backend torch"
+        )
+    return torch.float8_e4m3fn
 
 
 def choose_quantization(

@@ -83,7 +83,7 @@ class Ops(Protocol):
     def add_rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """residual + x in place in `residual`; returns (rms_norm of the sum, the sum)."""
+        """residual + x in place in `residual`; returns (rms_norm of the sum, the sum). `x` may be overwritten."""
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """(T, 2I) -> (T, I): silu of the first half times the second."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .interface import Linear, Recorder
+from .interface import Linear, Product, Recorder
 from .quantization import Quantization, QuantizedTorchLinear
 from .sampling.interface import Sampling
 from .sampling.reference import TorchSampling
@@ -69,7 +69,7 @@ class TorchOps:
             return TorchLinear(weight, bias)
         return QuantizedTorchLinear(weight, bias, self._quantization.bits(is_head=is_head))
 
-    def gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> TorchGatedLinear:
+    def gated_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
         """Prepare gate (I, H) above up (I, H)."""
         return TorchGatedLinear(self.linear(weight, bias))
 

@@ -17,6 +17,8 @@ import msgspec
 from msgspec import Struct
 
 DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+KVCacheDType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3"]
+AttentionBackendName: TypeAlias = Literal["auto", "torch", "cpu", "flashinfer"]
 QuantizationScheme: TypeAlias = Literal["int8", "int4"]
 LoadFormat: TypeAlias = Literal["auto", "safetensors", "dummy"]
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
@@ -90,7 +92,7 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     dtype: DType = "auto"
     quantization: QuantizationScheme | None = None
     device: Device = "auto"
-    kv_cache_dtype: DType = "auto"
+    kv_cache_dtype: KVCacheDType = "auto"
     max_model_len: int | None = None
     hf_overrides: dict[str, Any] = {}
     runner: Runner = "auto"
@@ -112,7 +114,7 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         int
     ] = []  # batch sizes of decodes to record at start; none = chosen for the device
     max_cudagraph_capture_size: int | None = None
-    attention_backend: Literal["auto", "torch", "cpu"] = "auto"
+    attention_backend: AttentionBackendName = "auto"
     num_threads: int | None = None
     seed: int = 0
     speculative: SpeculativeConfig | None = None

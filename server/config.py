@@ -12,9 +12,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 from msgspec import Meta, Struct
 
 from ..scheduler.messages import (
+    AttentionBackendName,
     Convert,
     Device,
     DType,
+    KVCacheDType,
     KVEventsConfig,
     LoadFormat,
     Policy,
@@ -328,6 +330,13 @@ class CacheOptions(Group, frozen=True):
         Meta(ge=1, le=1024),
         Option("Tokens per page, the unit of allocation and prefix caching.", aliases=("--page-size",)),
     ] = 16
+    kv_cache_dtype: Annotated[
+        KVCacheDType,
+        Option(
+            "How keys and values are stored. `auto` = in the model's dtype; `fp8` (`fp8_e4m3`) = in 8 bits, half the "
+            "memory and some accuracy, on GPUs or with `--attention-backend torch`."
+        ),
+    ] = "auto"
     kv_cache_memory_bytes: Annotated[
         Positive | None,
         Option(
@@ -430,8 +439,11 @@ class DeviceOptions(Group, frozen=True):
 
     device: Annotated[Device, Option("Where the model runs. `auto` takes a GPU if there is one.")] = "auto"
     attention_backend: Annotated[
-        Literal["auto", "torch", "cpu"],
-        Option("Attention kernels: `cpu` = compiled for this CPU, `torch` = slow and obviously right."),
+        AttentionBackendName,
+        Option(
+            "Kernels, of attention and everything else: `flashinfer` = for NVIDIA GPUs, `cpu` = compiled for this CPU, "
+            "`torch` = slow and obviously right."
+        ),
     ] = "auto"
     num_threads: Annotated[
         Annotated[int, Meta(ge=1, le=1024)] | None,

@@ -160,6 +160,7 @@ def engine_config(
         dtype=model.dtype,
         quantization=model.quantization,
         device=device.device,
+        kv_cache_dtype=cache.kv_cache_dtype,
         max_model_len=model.max_model_len,
         hf_overrides=model.hf_overrides,
         runner=model.runner,

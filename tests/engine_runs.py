@@ -14,22 +14,33 @@ from penstock.engine.build import Built, attention_spec, choose, load_model, loa
 from penstock.engine.grammar.store import Compile
 from penstock.engine.model_config import read_model_config
 from penstock.kernels.select import select_attention
-from penstock.scheduler.messages import EngineConfig, EngineLoad, SamplingParams
+from penstock.scheduler.messages import EngineConfig, EngineLoad, KVCacheDType, SamplingParams
 from penstock.scheduler.plan import RowLogprobs, StepPlan
 from penstock.scheduler.requests import Request
 from penstock.scheduler.scheduler import Scheduler
 
 
-def engine_logits(model_dir: Path, tokens: list[int], backend: str, chunk: int = 1_000) -> torch.Tensor:
+def engine_logits(
+    model_dir: Path,
+    tokens: list[int],
+    backend: str,
+    chunk: int = 1_000,
+    kv_cache_dtype: KVCacheDType = "auto",
+) -> torch.Tensor:
     """(len(tokens), vocab_size) float32 logits of one sequence, prefilled in chunks through paged KV."""
     config = EngineConfig(
-        model_dir=str(model_dir), attention_backend=backend, page_size=4, device="cpu", num_threads=1
+        model_dir=str(model_dir),
+        attention_backend=backend,
+        kv_cache_dtype=kv_cache_dtype,
+        page_size=4,
+        device="cpu",
+        num_threads=1,
     )
     model_config = read_model_config(model_dir)
     choices, length, count = choose(config, model_config), 512, 128
     groups = kv_pool.group_layers(model_config, length)
     attention = [
-        select_attention(backend, choices.device, attention_spec(config, model_config, window))
+        select_attention(backend, choices.device, attention_spec(config, model_config, choices, window))
         for window in groups.windows
     ]
     with torch.inference_mode():
@@ -39,7 +50,7 @@ def engine_logits(model_dir: Path, tokens: list[int], backend: str, chunk: int =
         )
         pages = (count,) * len(groups.windows)
         kv = kv_pool.allocate(
-            model_config, groups, pages, page_size=4, dtype=choices.dtype, device=choices.device
+            model_config, groups, pages, page_size=4, dtype=choices.kv_dtype, device=choices.device
         )
         buffer = torch.zeros((3, length), dtype=torch.int32)
         buffer[1, : len(tokens)] = torch.tensor(tokens)

@@ -327,7 +327,9 @@ def gathered_runner(
     length = config.max_model_len or 96
     groups = kv_pool.group_layers(model_config, length)
     pages = (config.num_pages or 64,) * len(groups.windows)
-    attention = [GatheredAttention(attention_spec(config, model_config, window)) for window in groups.windows]
+    attention = [
+        GatheredAttention(attention_spec(config, model_config, choices, window)) for window in groups.windows
+    ]
     thread = DeviceThread()
     mode = LateMode(device) if device else None
     place = LateTensor if device else (lambda tensor: tensor)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ...kernels.attention.interface import Rotation
+from ...kernels.attention.rotated import rotated
 from ..batch import ForwardBatch
 from .parts import LayerParts
 
@@ -14,8 +16,7 @@ class Attention:
     def __init__(self, parts: LayerParts, *, qkv_bias: bool, output_bias: bool, qk_norm: bool) -> None:
         config, weights, name = parts.config, parts.weights, f"{parts.name}.self_attn"
         self.index = parts.index
-        self.ops = parts.ops
-        self.backend = parts.attention
+        self.attend = rotated(parts.ops, parts.attention)
         self.cos_sin = parts.cos_sin
         self.eps = config.rms_norm_eps
         self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
@@ -45,8 +46,8 @@ class Attention:
         tokens = x.shape[0]
         qkv = self.qkv(x).view(tokens, -1, self.head_dim)
         q, k, v = qkv.split_with_sizes(self.heads, dim=1)
-        q, k = self.ops.rotary(q, k, self.cos_sin, batch.positions, self.q_norm, self.k_norm, self.eps)
         k_pages, v_pages = batch.kv[self.index]
-        attended = self.backend.run(q, k, v, k_pages, v_pages)
+        rotation = Rotation(self.cos_sin, batch.positions, self.q_norm, self.k_norm, self.eps)
+        attended = self.attend(q, k, v, k_pages, v_pages, rotation)
         attended = attended.view(tokens, self.out_features)
         return self.output(attended if wanted is None else attended.index_select(0, wanted))

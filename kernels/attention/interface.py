@@ -8,9 +8,13 @@ layer, all layers of a KV group sharing one page table. Position p of the reques
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+Int32 = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,17 @@ class AttentionSpec:
     scale: float
     window: int | None = None
     soft_cap: float | None = None
+    dtype: torch.dtype = torch.bfloat16  # of queries and results, for back ends that plan by it
+    kv_dtype: torch.dtype | None = None  # of the pages; None = the queries'
+
+
+@dataclass(frozen=True, slots=True)
+class HostRows:
+    """Lengths and slots of a batch's rows on the host, for back ends that plan there. Nobody writes to them."""
+
+    slots: Int32  # (rows,)
+    starts: Int32  # (rows,)
+    q_start: Int32  # (rows + 1,)
 
 
 @dataclass(slots=True)
@@ -45,6 +60,18 @@ class AttentionBatch:
     positions: torch.Tensor  # (tokens,) position of each query token
     token_rows: torch.Tensor  # (tokens,) row of each query token
     page_table: torch.Tensor  # (slots, max_pages)
+    host: HostRows
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What is to be done to q and k before they meet: optional RMSNorm of each head, then NeoX-style rotary embedding."""
+
+    cos_sin: torch.Tensor  # (max_position, rotary_dim) float32: cos in the first half, sin in the second
+    positions: torch.Tensor  # (tokens,) int32
+    q_norm: torch.Tensor | None = None  # (head_dim,)
+    k_norm: torch.Tensor | None = None
+    eps: float = 1e-6
 
 
 class AttentionBackend(Protocol):
@@ -64,3 +91,19 @@ class AttentionBackend(Protocol):
         v_pages: torch.Tensor,
     ) -> torch.Tensor:
         """Write the step's k and v into the pages, attend; (tokens, num_heads, head_dim) in q's dtype."""
+
+
+@runtime_checkable
+class RotatingAttention(AttentionBackend, Protocol):
+    """A back end that rotates q and k in the pass that writes keys and values."""
+
+    def rotate_and_run(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        k_pages: torch.Tensor,
+        v_pages: torch.Tensor,
+        rotation: Rotation,
+    ) -> torch.Tensor:
+        """What `run` returns for the rotated q and k; these themselves are left as they are."""

@@ -6,6 +6,8 @@ import torch
 
 from .interface import AttentionBatch, AttentionSpec
 
+E4M3_MAX = 448.0
+
 
 class TorchAttention:
     name = "torch"
@@ -36,17 +38,31 @@ class TorchAttention:
         batch, page_size = self._batch, self.spec.page_size
         positions = batch.positions.long()
         pages = batch.page_table[batch.slots.long()[batch.token_rows.long()], positions // page_size].long()
-        k_pages[pages, positions % page_size] = k
-        v_pages[pages, positions % page_size] = v
+        for cache, new in ((k_pages, k), (v_pages, v)):
+            as_stored(cache)[pages, positions % page_size] = as_stored(cast_to_pages(new, cache.dtype))
 
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         for slot, start, first, end in self._rows:
             context = start + end - first
             row_pages = batch.page_table[slot, : -(-context // page_size)].long()
-            keys = k_pages[row_pages].flatten(0, 1)[:context]
-            values = v_pages[row_pages].flatten(0, 1)[:context]
+            keys, values = (
+                as_stored(cache)[row_pages].view(cache.dtype).flatten(0, 1)[:context]
+                for cache in (k_pages, v_pages)
+            )
             out[first:end] = attend(q[first:end], keys, values, start, self.spec)
         return out
+
+
+def cast_to_pages(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Keys or values as pages of `dtype` hold them; in 8 bits what is out of range becomes the largest number."""
+    if dtype == torch.float8_e4m3fn:
+        x = x.float().clamp(-E4M3_MAX, E4M3_MAX)
+    return x.to(dtype)
+
+
+def as_stored(x: torch.Tensor) -> torch.Tensor:
+    """The same memory in a dtype that torch can index."""
+    return x.view(torch.uint8) if x.dtype.itemsize == 1 else x
 
 
 def attend(

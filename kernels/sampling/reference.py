@@ -217,6 +217,8 @@ def draw_among_best(
 
     # Behind a last one that weighs nothing, nothing weighs: a grammar may leave a handful of tokens.
     complete = ((best[:, -1:] < least) | (best[:, -1:] == 0)).squeeze(-1)
+    # What top-p is a share of, if top-k takes more than these, is not known here.
+    complete &= ~((top_k > num) & (top_k < vocab) & (top_p < 1.0))
     if num == vocab:
         complete = torch.ones_like(complete)
     kept = (candidates >= least) & (candidates >= min_p[:, None])

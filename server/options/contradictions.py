@@ -54,6 +54,8 @@ def contradictions(config: ServeConfig, given: Set[str]) -> Iterator[str]:
         yield f"--quantization {quantization}: computes in bfloat16 or float32: leave --dtype float16 out"
     if device.device == "cuda" and device.attention_backend == "cpu":
         yield "--attention-backend cpu: does not run on --device cuda: leave one of them out"
+    if device.device == "cpu" and device.attention_backend == "flashinfer":
+        yield "--attention-backend flashinfer: does not run on --device cpu: leave one of them out"
     if device.device == "cpu" and "gpu_memory_utilization" in given:
         yield (
             f"--gpu-memory-utilization {cache.gpu_memory_utilization:g}: has no meaning on --device cpu: "

@@ -30,7 +30,6 @@ KNOWN = {
     "speculative-ngram-match-type": "is not supported, drafts are chains: leave it out",
     "distributed-executor-backend": ONE_DEVICE,
     "use-ray": ONE_DEVICE,
-    "kv-cache-dtype": "is not supported yet, keys and values have the model's dtype: leave it out",
 }
 
 ONE_DEVICE_NAMES = (

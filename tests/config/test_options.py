@@ -123,6 +123,8 @@ def test_without_arguments_everything_has_its_default() -> None:
         ("--enable-prefix-caching=false", "cache", "enable_prefix_caching", False),
         ("--disable-radix-cache", "cache", "enable_prefix_caching", False),
         ("--page-size 32", "cache", "block_size", 32),
+        ("--kv-cache-dtype fp8", "cache", "kv_cache_dtype", "fp8"),
+        ("--kv-cache-dtype fp8_e4m3", "cache", "kv_cache_dtype", "fp8_e4m3"),
         ("--kv-cache-memory 4GiB", "cache", "kv_cache_memory_bytes", 4 << 30),
         ("--kv-cache-memory-bytes 4g", "cache", "kv_cache_memory_bytes", 4 << 30),
         ("--kv-cache-memory-bytes 1.5MB", "cache", "kv_cache_memory_bytes", 3 << 19),
@@ -332,6 +334,11 @@ def test_a_missing_file_is_named() -> None:
         ("--page-size 16 --block-size 32", ["--block-size 32", "contradicts --page-size"]),
         ("--enable-prefix-caching --disable-radix-cache", ["--disable-radix-cache", "contradicts"]),
         ("--device cuda --attention-backend cpu", ["--attention-backend cpu", "--device cuda"]),
+        (
+            "--device cpu --attention-backend flashinfer",
+            ["--attention-backend flashinfer", "--device cpu"],
+        ),
+        ("--kv-cache-dtype fp4", ["--kv-cache-dtype fp4"]),
         ("--device cpu --gpu-memory-utilization 0.5", ["--gpu-memory-utilization 0.5", "--kv-cache-memory"]),
         (
             '--kv-events-config {"endpoint":"ipc://x","replay_endpoint":"ipc://x"}',

@@ -153,7 +153,7 @@ def trial(path: Path) -> Iterator[Trial]:
     model_config = read_model_config(path)
     choices = choose(config, model_config)
     groups = kv_pool.group_layers(model_config, 64)
-    spec = build.attention_spec(config, model_config, None)
+    spec = build.attention_spec(config, model_config, choices, None)
     attention = [select_attention("auto", choices.device, spec)]
     with torch.inference_mode():
         ops = build.load_ops("auto", choices, lambda phase, fraction: None)

@@ -1,4 +1,4 @@
-"""The CPU attention kernels against the torch oracle, and the oracle against torch's own attention."""
+"""The attention of every back end against the torch oracle, and the oracle against torch's own attention."""
 
 from __future__ import annotations
 
@@ -6,67 +6,58 @@ import itertools
 
 import pytest
 import torch
-from attention_batches import make_batch, make_tensors
+from attention_batches import Target, check_against_oracle, make_batch, make_tensors, run, spec_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.kernels.attention.cpu_backend import CpuAttention
-from penstock.kernels.attention.interface import AttentionBackend, AttentionBatch, AttentionSpec
 from penstock.kernels.attention.torch_backend import TorchAttention
 from penstock.kernels.cpu.library import Library
 
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
-
-
-def run(backend: AttentionBackend, batch: AttentionBatch, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-    backend.plan(batch)
-    return backend.run(**tensors)
-
-
-def spec_of(
-    heads: tuple[int, int] = (4, 2),
-    head_dim: int = 64,
-    page_size: int = 16,
-    window: int | None = None,
-    soft_cap: float | None = None,
-) -> AttentionSpec:
-    return AttentionSpec(*heads, head_dim, page_size, head_dim**-0.5, window, soft_cap)
-
-
-def check_against_oracle(
-    library: Library, spec: AttentionSpec, rows: list[tuple[int, int]], dtype: torch.dtype, seed: int = 0
-) -> None:
-    batch, num_pages = make_batch(rows, spec.page_size, seed)
-    tensors = make_tensors(spec, batch, num_pages, dtype, seed)
-    expected_tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    out = run(CpuAttention(spec, library), batch, tensors)
-    expected = run(TorchAttention(spec), batch, expected_tensors)
-    assert out.dtype == dtype
-    torch.testing.assert_close(out, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
-    assert torch.equal(tensors["k_pages"], expected_tensors["k_pages"])
-    assert torch.equal(tensors["v_pages"], expected_tensors["v_pages"])
+CPU = [
+    pytest.param(("cpu", dtype), id=f"cpu-{name}")
+    for dtype, name in ((torch.float32, "f32"), (torch.bfloat16, "bf16"))
+]
+CUDA = [
+    pytest.param(("cuda", dtype), id=f"cuda-{name}", marks=pytest.mark.gpu)
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float16, "f16"))
+]
 
 
 MIXED = [(0, 1), (37, 1), (300, 1), (0, 5), (63, 70), (130, 33)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+HEADS = pytest.mark.parametrize("heads", [(4, 4), (4, 2), (8, 2), (16, 2), (8, 1), (3, 1)])
+
+
+@pytest.mark.parametrize("target", CPU)
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
-@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (8, 2), (16, 2), (8, 1), (3, 1)])
+@HEADS
 def test_every_head_shape_matches_the_oracle(
-    library: Library, heads: tuple[int, int], head_dim: int, dtype: torch.dtype
+    library: Library, heads: tuple[int, int], head_dim: int, target: Target
 ) -> None:
-    check_against_oracle(library, spec_of(heads, head_dim), MIXED, dtype)
+    check_against_oracle(library, target, spec_of(heads, head_dim), MIXED)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("target", CUDA)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("rows", [MIXED, MIXED[:3], [(0, 5), (0, 90)]], ids=["mixed", "decodes", "fresh"])
+@HEADS
+def test_every_head_shape_of_the_gpus_kernels_matches_the_oracle(
+    library: Library, heads: tuple[int, int], rows: list[tuple[int, int]], head_dim: int, target: Target
+) -> None:
+    check_against_oracle(library, target, spec_of(heads, head_dim), rows)
+
+
+@pytest.mark.parametrize("target", [*CPU, *CUDA])
 @pytest.mark.parametrize("page_size", [1, 16, 32, 48])
 @pytest.mark.parametrize("window", [None, 1, 40, 64, 600])
 @pytest.mark.parametrize("soft_cap", [None, 5.0])
 def test_every_page_size_window_and_soft_cap_matches_the_oracle(
-    library: Library, page_size: int, window: int | None, soft_cap: float | None, dtype: torch.dtype
+    library: Library, page_size: int, window: int | None, soft_cap: float | None, target: Target
 ) -> None:
     rows = [(0, 1), (511, 1), (512, 1), (1100, 1), (0, 3), (500, 40)]
-    check_against_oracle(library, spec_of((4, 2), 64, page_size, window, soft_cap), rows, dtype)
+    for some in (rows, rows[:4]):
+        check_against_oracle(library, target, spec_of((4, 2), 64, page_size, window, soft_cap), some)
 
 
 @settings(max_examples=30, deadline=None)
@@ -76,7 +67,7 @@ def test_every_page_size_window_and_soft_cap_matches_the_oracle(
     page_size=st.sampled_from([1, 16, 32]),
     heads=st.sampled_from([(2, 2), (4, 1), (6, 2)]),
     window=st.none() | st.integers(1, 700),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    target=st.sampled_from([("cpu", torch.float32), ("cpu", torch.bfloat16)]),
     seed=st.integers(0, 1000),
 )
 def test_random_ragged_batches_match_the_oracle(
@@ -86,11 +77,11 @@ def test_random_ragged_batches_match_the_oracle(
     page_size: int,
     heads: tuple[int, int],
     window: int | None,
-    dtype: torch.dtype,
+    target: Target,
     seed: int,
 ) -> None:
     rows = [(start, 1) for start in decodes] + prefills or [(0, 1)]
-    check_against_oracle(library, spec_of(heads, 32, page_size, window), rows, dtype, seed)
+    check_against_oracle(library, target, spec_of(heads, 32, page_size, window), rows, seed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])

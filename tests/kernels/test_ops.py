@@ -1,12 +1,14 @@
-"""The CPU operations against the torch ones: same shapes, same numbers, in place where they say so."""
+"""The operations of every back end against the torch ones: same shapes, same numbers, in place where they say so."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from kernel_targets import TARGETS, make_ops
 from penstock.kernels.cpu.library import Library
 from penstock.kernels.cpu.ops import CpuOps
+from penstock.kernels.interface import Ops
 from penstock.kernels.reference import TorchOps
 
 REFERENCE = TorchOps()
@@ -15,8 +17,13 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
+@pytest.fixture(params=TARGETS)
+def ops(request: pytest.FixtureRequest, library: Library) -> Ops:
+    return make_ops(request.param, library)
+
+
 @pytest.fixture
-def ops(library: Library) -> CpuOps:
+def cpu(library: Library) -> CpuOps:
     return CpuOps(library)
 
 
@@ -36,7 +43,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 )
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_linear_matches_torch(
-    ops: CpuOps, tokens: int, out_features: int, in_features: int, with_bias: bool, dtype: torch.dtype
+    ops: Ops, tokens: int, out_features: int, in_features: int, with_bias: bool, dtype: torch.dtype
 ) -> None:
     weight = randn(out_features, in_features, dtype=dtype) / in_features**0.5
     bias = randn(out_features, dtype=dtype, seed=1) if with_bias else None
@@ -52,7 +59,7 @@ def test_linear_matches_torch(
 @pytest.mark.parametrize(("out_features", "in_features"), [(96, 64), (31, 33), (1, 2), (257, 200), (64, 256)])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_gated_linear_matches_the_product_of_its_halves(
-    ops: CpuOps, tokens: int, out_features: int, in_features: int, with_bias: bool, dtype: torch.dtype
+    ops: Ops, tokens: int, out_features: int, in_features: int, with_bias: bool, dtype: torch.dtype
 ) -> None:
     weight = randn(2 * out_features, in_features, dtype=dtype) / in_features**0.5
     bias = randn(2 * out_features, dtype=dtype, seed=1) if with_bias else None
@@ -64,8 +71,8 @@ def test_gated_linear_matches_the_product_of_its_halves(
 
 
 @DTYPES
-def test_gated_linear_gives_a_row_the_same_bits_in_every_batch(ops: CpuOps, dtype: torch.dtype) -> None:
-    gated = ops.gated_linear(randn(1000, 256, dtype=dtype) / 16)
+def test_gated_linear_gives_a_row_the_same_bits_in_every_batch(cpu: CpuOps, dtype: torch.dtype) -> None:
+    gated = cpu.gated_linear(randn(1000, 256, dtype=dtype) / 16)
     x = randn(200, 256, dtype=dtype, seed=1)
     whole = gated(x)
     for count in (*range(1, 30), 100):
@@ -75,9 +82,9 @@ def test_gated_linear_gives_a_row_the_same_bits_in_every_batch(ops: CpuOps, dtyp
 @DTYPES
 @pytest.mark.parametrize("in_features", [256, 255])
 def test_linear_gives_a_row_the_same_bits_in_every_batch(
-    ops: CpuOps, in_features: int, dtype: torch.dtype
+    cpu: CpuOps, in_features: int, dtype: torch.dtype
 ) -> None:
-    linear = ops.linear(randn(1000, in_features, dtype=dtype))
+    linear = cpu.linear(randn(1000, in_features, dtype=dtype))
     x = randn(200, in_features, dtype=dtype, seed=1)
     whole = linear(x)
     for count in (*range(1, 30), 100):
@@ -85,7 +92,7 @@ def test_linear_gives_a_row_the_same_bits_in_every_batch(
 
 
 @DTYPES
-def test_linear_takes_strided_rows(ops: CpuOps, dtype: torch.dtype) -> None:
+def test_linear_takes_strided_rows(ops: Ops, dtype: torch.dtype) -> None:
     linear, wide = ops.linear(randn(64, 32, dtype=dtype)), randn(7, 100, dtype=dtype)
     assert torch.equal(linear(wide[:, 10:42]), linear(wide[:, 10:42].contiguous()))
     assert torch.equal(linear(wide[:, 0:64:2]), linear(wide[:, 0:64:2].contiguous()))
@@ -93,7 +100,7 @@ def test_linear_takes_strided_rows(ops: CpuOps, dtype: torch.dtype) -> None:
 
 
 @DTYPES
-def test_linear_returns_the_rows_of_its_weight(ops: CpuOps, dtype: torch.dtype) -> None:
+def test_linear_returns_the_rows_of_its_weight(ops: Ops, dtype: torch.dtype) -> None:
     weight = randn(100, 33, dtype=dtype)
     ids = torch.tensor([99, 0, 31, 32, 33, 0])
     assert torch.equal(ops.linear(weight.clone()).rows(ids), weight[ids])
@@ -101,7 +108,7 @@ def test_linear_returns_the_rows_of_its_weight(ops: CpuOps, dtype: torch.dtype) 
 
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 256), (3, 7), (40, 1000), (5, 4, 64), (300, 1024)])
-def test_norms_match_torch(ops: CpuOps, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_norms_match_torch(ops: Ops, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, residual = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype, seed=1)
     weight = randn(shape[-1], dtype=dtype, seed=2)
     close(ops.rms_norm(x, weight, 1e-6), REFERENCE.rms_norm(x, weight, 1e-6))
@@ -114,7 +121,7 @@ def test_norms_match_torch(ops: CpuOps, shape: tuple[int, ...], dtype: torch.dty
 
 @DTYPES
 @pytest.mark.parametrize("shape", [(1, 64), (3, 14), (300, 1024)])
-def test_silu_mul_matches_torch(ops: CpuOps, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_silu_mul_matches_torch(ops: Ops, shape: tuple[int, int], dtype: torch.dtype) -> None:
     gate_up = randn(*shape, dtype=dtype) * 10
     gate_up[0, 0] = -200.0  # far out, where a careless exponential overflows
     close(ops.silu_mul(gate_up), REFERENCE.silu_mul(gate_up))
@@ -125,7 +132,7 @@ def test_silu_mul_matches_torch(ops: CpuOps, shape: tuple[int, int], dtype: torc
 @pytest.mark.parametrize("with_norms", [False, True])
 @pytest.mark.parametrize("tokens", [1, 50])
 def test_rotary_matches_torch_in_place_on_strided_heads(
-    ops: CpuOps, head_dim: int, rotary_dim: int, with_norms: bool, tokens: int, dtype: torch.dtype
+    ops: Ops, head_dim: int, rotary_dim: int, with_norms: bool, tokens: int, dtype: torch.dtype
 ) -> None:
     fused = randn(tokens, 8, head_dim, dtype=dtype)
     expected_fused = fused.clone()
@@ -141,7 +148,7 @@ def test_rotary_matches_torch_in_place_on_strided_heads(
     close(fused, expected_fused)
 
 
-def test_dtypes_the_kernels_lack_go_through_torch(ops: CpuOps) -> None:
+def test_dtypes_the_kernels_lack_go_through_torch(ops: Ops) -> None:
     x, weight = randn(3, 64, dtype=torch.float16), randn(64, dtype=torch.float16)
     assert torch.equal(ops.rms_norm(x, weight, 1e-6), REFERENCE.rms_norm(x, weight, 1e-6))
     assert torch.equal(ops.silu_mul(x), REFERENCE.silu_mul(x))
@@ -153,7 +160,7 @@ def test_dtypes_the_kernels_lack_go_through_torch(ops: CpuOps) -> None:
 @pytest.mark.parametrize("vocab", [1, 31, 32, 320, 5_003])
 @pytest.mark.parametrize("count", [1, 3, 40])
 def test_masks_forbid_what_their_bits_say_in_their_rows_alone(
-    ops: CpuOps, vocab: int, count: int, dtype: torch.dtype
+    ops: Ops, vocab: int, count: int, dtype: torch.dtype
 ) -> None:
     random = np.random.default_rng(vocab)
     allowed = random.random((count, vocab)) < random.random((count, 1))

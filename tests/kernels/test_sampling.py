@@ -13,13 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from kernel_targets import make_sampling
 from penstock.kernels.cpu.library import Library
 from penstock.kernels.cpu.sampling import CpuSampling
 from penstock.kernels.sampling.interface import Penalties, Sampling, SamplingParameters
 from penstock.kernels.sampling.reference import TorchSampling
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-ROUNDING = {CpuSampling: 4e-6, TorchSampling: 3e-5}  # of sums in float32, relative to the whole
+# Of sums in float32, relative to the whole.
+ROUNDING, ROUNDING_OF_OTHERS = {CpuSampling: 4e-6}, 3e-5
 Float64 = npt.NDArray[np.float64]
 
 
@@ -28,9 +30,9 @@ def cpu(library: Library) -> CpuSampling:
     return CpuSampling(library)
 
 
-@pytest.fixture(params=["cpu", "torch"])
-def kernels(request: pytest.FixtureRequest, cpu: CpuSampling) -> Sampling:
-    return cpu if request.param == "cpu" else TorchSampling()
+@pytest.fixture(params=["cpu", "torch", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernels(request: pytest.FixtureRequest, library: Library) -> Sampling:
+    return make_sampling(request.param, library)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def follows_the_definition(kernels: Sampling, row: torch.Tensor, how: How, point
     uniform = (np.arange(points) + 0.5) / points
     slots = np.zeros(points, np.int32)
     tokens = kernels.sample(row.expand(points, -1), parameters([how]), slots, uniform).numpy()
-    exact, rounding = float(np.float32(how.top_p)), ROUNDING[type(kernels)]
+    exact, rounding = float(np.float32(how.top_p)), ROUNDING.get(type(kernels), ROUNDING_OF_OTHERS)
     for top_p in (exact, exact * (1 + rounding), exact * (1 - rounding)):
         weights = kept_weights(row, how, top_p)
         ends = weights.cumsum() / weights.sum()
@@ -181,6 +183,15 @@ def test_a_sample_that_misleads_costs_time_but_no_token(cpu: CpuSampling) -> Non
             assert follows_the_definition(cpu, row, how), (offset, how)
 
 
+@pytest.mark.parametrize("top_k", [5, 300])
+def test_top_p_is_a_share_of_what_top_k_leaves(kernels: Sampling, top_k: int) -> None:
+    """Of a flat row top-k takes a part: top-p of the whole would keep more of it."""
+    row = torch.linspace(1.0, 0.0, 700)
+    how = How(top_k=top_k, top_p=0.5)
+    assert follows_the_definition(kernels, row, how, points=60)
+    assert np.count_nonzero(kept_weights(row, how, 0.5)) <= top_k // 2 + 1
+
+
 @DTYPES
 def test_uniform_numbers_at_the_ends_give_tokens_that_are_kept(kernels: Sampling, dtype: torch.dtype) -> None:
     row = torch.full((5_000,), float("-inf"), dtype=dtype)
@@ -262,7 +273,7 @@ WITH_THREADS = """
 import sys, torch
 threads = int(sys.argv[1])
 torch.set_num_threads(threads)
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], sys.argv[2] + "/.."]
 from test_sampling import CpuSampling, MIXED, mixed_case, parameters
 from penstock.kernels.cpu.library import load
 library = load()

@@ -54,7 +54,7 @@ class Logits:
         choices = choose(config, model_config)
         groups = kv_pool.group_layers(model_config, MAX_LENGTH)
         self._attention = [
-            select_attention("auto", choices.device, attention_spec(config, model_config, window))
+            select_attention("auto", choices.device, attention_spec(config, model_config, choices, window))
             for window in groups.windows
         ]
         ops = load_ops("auto", choices, lambda phase, fraction: None)
