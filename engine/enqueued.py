@@ -33,7 +33,8 @@ class EnqueuedStep:
     pooled: list[torch.Tensor] = field(default_factory=list)
     ended: list[End] = field(default_factory=list)
     fetch: Fetch | None = None
-    bound: Bound | None = None  # the plan with its drafts
+    bound: Bound | None = None  # the plan with its drafts, if there are any
+    is_granted: bool = False  # there was room for drafts
     predicted: Callable[[], list[RowPredicted]] = list  # asked for when the tokens are there
     seconds: float | None = None  # of the device, once asked for
 
@@ -71,6 +72,8 @@ class EnqueuedStep:
         drafted: Int32 | None = None
         if self.bound is not None:
             counts, tokens, drafted = self.bound.results(tokens)
+        elif self.is_granted:
+            drafted = np.zeros(counts.size, np.int32)
         ended: list[tuple[int, FinishReason]] = []
         if self.ended:
             counts, tokens, ended = cut_ends(counts, tokens, self.ended)

@@ -37,7 +37,7 @@ from .pooling import Pooler, PoolingSlots
 from .prefault import Prefault
 from .sampler import Sampler
 from .sampling_state import SamplingState
-from .speculation import Origins, Speculation
+from .speculation import Binding, Speculation
 from .step_runner import StepHandle
 from .streams import Stream, open_stream
 
@@ -189,13 +189,13 @@ class ModelRunner:
         """Give the step to the device. A steady decode step waits for nothing here; a step with grammars waits, once
         its forward pass is enqueued, for the tokens of the step before."""
         step = EnqueuedStep(counts=plan.sample.astype(np.int32), timer=self._stream.timer())
-        origins = None
+        binding: Binding | None = None
         if self._speculation is not None:
-            origins = self._speculate(self._speculation, plan, new, step)
+            binding = self._speculate(self._speculation, plan, new)
+            step.bound, step.is_granted = binding.bound, plan.drafts is not None
+            plan = binding.plan
         for init in new:
             self._start(init)
-        if step.bound is not None:
-            plan = step.bound.plan
         drawn = drawn_rows(plan, step.bound)
         masks = self._grammars.begin(drawn.slots, drawn.drafts)
         batch, sampled = self._build(plan, drawn)
@@ -209,14 +209,12 @@ class ModelRunner:
         fetch = step.start_fetch(self._stream)
         if drawn.rows.size and masks is not None:
             self._grammars.drawn(masks, fetch, drawn.drafts)
-        if self._speculation is not None:
-            self._speculation.enqueued(plan, step, origins)
+        if self._speculation is not None and binding is not None:
+            self._speculation.enqueued(binding, step)
         return step
 
-    def _speculate(
-        self, speculation: Speculation, plan: StepPlan, new: list[NewSlot], step: EnqueuedStep
-    ) -> Origins | None:
-        """Give the step its drafts; returns where they are from."""
+    def _speculate(self, speculation: Speculation, plan: StepPlan, new: list[NewSlot]) -> Binding:
+        """The plan with its drafts, which are where the step will read them."""
         speculation.settle(plan)
         for slot in plan.left:
             speculation.stop(slot)
@@ -229,17 +227,14 @@ class ModelRunner:
                     prediction=init.prediction,
                     cache_salt=init.cache_salt,
                 )
-        bound = speculation.bind(plan, self._grammars.admit)
-        if bound is None:
-            return None
-        step.bound, origins = bound
-        drafts, rows = step.bound.drafts, step.bound.plan
-        if drafts.tokens.size:
+        binding = speculation.bind(plan, self._grammars.admit)
+        if binding.bound is not None:
+            drafts, rows = binding.bound.drafts, binding.plan
             slots = np.repeat(rows.slots, drafts.counts)
             positions = np.repeat(rows.starts, drafts.counts) + offsets(drafts.counts) + np.int32(1)
             places, tokens = self._stream.stage([self._batches.places(slots, positions), drafts.tokens])
             self._batches.write_tokens(places, tokens)
-        return origins
+        return binding
 
     def _start(self, init: NewSlot) -> None:
         """A request that came since the last step."""

@@ -25,6 +25,7 @@ from ..spec.verify import Drafts, kept, num_right
 from .bound import Bound
 from .enqueued import EnqueuedStep
 
+MOST_UNSETTLED = 16  # steps; more are taken in even if nobody needs them
 # (slots, most, drafts) -> what may be verified of the drafts, at most so many tokens, perhaps with other tokens behind
 # them; and how many of each row's were drafted
 Admit = Callable[[Int32, Int32, Drafts], tuple[Drafts, Int32]]
@@ -42,6 +43,15 @@ class Origins:
 
 
 @dataclass(frozen=True, slots=True)
+class Binding:
+    """A plan whose rows stand where they do. Where anything was drafted, `plan` is that of `bound`."""
+
+    plan: StepPlan
+    bound: Bound | None = None
+    origins: Origins | None = None  # of the drafts, rows as in `plan`
+
+
+@dataclass(frozen=True, slots=True)
 class Unsettled:
     """A step whose tokens may not be there yet: its rows that draw, and what of them belongs to which request."""
 
@@ -49,8 +59,8 @@ class Unsettled:
     num_tokens: int  # of the step; 0 where its time teaches nothing
     slots: Int32  # (n,)
     positions: Int32  # (n,) of the first token that each draws
-    drafts: Drafts
-    origins: Origins  # of these drafts
+    drafts: Drafts | None  # None: each draws one token
+    origins: Origins | None  # of the drafts
     generations: Int32  # (n,) of the slots
 
 
@@ -67,6 +77,9 @@ class Speculation:
         self._next: Int32 = np.zeros(num_slots, np.int32)  # position of a decoding slot's newest token
         self._generation: Int32 = np.zeros(num_slots, np.int32)  # odd while a request is there
         self._predicting: Bool = np.zeros(num_slots, np.bool_)  # has a prediction
+        self._num_predicting = 0
+        self._zeros: Int32 = np.zeros(num_slots, np.int32)
+        self._ones: Int32 = np.ones(num_slots, np.int32)
         self._unsettled: deque[Unsettled] = deque()
         self._lock = threading.Lock()  # around what a step's results change
 
@@ -85,7 +98,8 @@ class Speculation:
         self.stop(slot)
         with self._lock:
             self._generation[slot] += 1
-            self._predicting[slot] = prediction is not None and prediction.size
+            self._predicting[slot] = prediction is not None and prediction.size > 0
+            self._num_predicting += int(self._predicting[slot])
             self._drafter.start(
                 slot, tokens, prediction, num_prompt_tokens=num_prompt_tokens, cache_salt=cache_salt
             )
@@ -97,36 +111,46 @@ class Speculation:
         with self._lock:
             if self._generation[slot] % 2:
                 self._generation[slot] += 1
+                self._num_predicting -= int(self._predicting[slot])
                 self._drafter.stop(slot)
 
     # ------------------------------------------------------------------------------------------------------ each step
 
     def settle(self, plan: StepPlan) -> None:
-        """Take in earlier steps, before `plan` is enqueued: those whose tokens are there; all of them, waited for, if
-        it cannot do without."""
+        """Take in earlier steps, before `plan` is enqueued: all of them, waited for, if it cannot do without; otherwise
+        those whose tokens are there, once they are many."""
+        if plan.drafts is None and len(self._unsettled) < MOST_UNSETTLED:
+            return
         with self._lock:
-            while self._unsettled and (plan.drafts is not None or self._unsettled[0].step.wait(0.0)):
-                self._take_in(self._unsettled.popleft())
+            ready = 0
+            for unsettled in self._unsettled:
+                if plan.drafts is None and not unsettled.step.wait(0.0):
+                    break
+                ready += 1
+            self._take_in_first(ready)
 
-    def bind(self, plan: StepPlan, admit: Admit) -> tuple[Bound, Origins] | None:
-        """The plan with drafts in it, and where its rows' drafts are from; None if it may go as it is."""
+    def bind(self, plan: StepPlan, admit: Admit) -> Binding:
+        """The plan as it may be enqueued, with its drafts."""
         if plan.drafts is None:
-            return None
+            return Binding(plan)
         decodes = plan.num_decode_rows
-        slots, most = np.ascontiguousarray(plan.slots[:decodes]), np.ascontiguousarray(plan.drafts[:decodes])
+        slots, most = plan.slots[:decodes], plan.drafts[:decodes]
         with self._lock:
             drafts, sources = self._draft(slots, most, plan)
         drafts, own = admit(slots, most, drafts)
         starts = plan.starts.copy()
         starts[:decodes] = self._next[slots]
         assert (starts <= plan.starts).all(), "a row stands further than it can"
+        lens = plan.lens - plan.drafts
+        if not drafts.tokens.size:
+            return Binding(replace(plan, starts=starts, lens=lens, num_tokens=int(lens.sum()), drafts=None))
         drafted = np.zeros(plan.slots.size, np.int32)
         drafted[:decodes] = drafts.counts
         order = np.arange(plan.slots.size)
         order[:decodes] = np.argsort(drafts.counts > 0, kind="stable")
         origins = Origins(np.zeros(plan.slots.size, np.int32), np.zeros(plan.slots.size, np.int32))
         origins.sources[:decodes], origins.counts[:decodes] = sources, own
-        lens = (plan.lens - plan.drafts + drafted)[order]
+        lens = (lens + drafted)[order]
         bound = replace(
             plan,
             slots=plan.slots[order],
@@ -137,34 +161,34 @@ class Speculation:
             num_tokens=int(lens.sum()),
             drafts=None,
         )
-        return Bound(bound, order, Drafts(drafted, drafts.tokens).take(order)), origins.take(order)
+        of_rows = Drafts(drafted, drafts.tokens).take(order)
+        return Binding(bound, Bound(bound, order, of_rows), origins.take(order))
 
-    def enqueued(self, plan: StepPlan, step: EnqueuedStep, origins: Origins | None) -> None:
-        """The step of `plan`, bound if it was to be, is on its way; `origins` is what `bind` gave."""
-        rows = np.flatnonzero(plan.sample)
-        if not rows.size:
+    def enqueued(self, binding: Binding, step: EnqueuedStep) -> None:
+        """The step of a plan that was bound is on its way."""
+        plan, bound = binding.plan, binding.bound
+        slots, positions, rows = plan.slots, plan.starts + plan.lens, None
+        alone = plan.num_decode_rows == slots.size
+        drafts, origins = None, binding.origins
+        if not alone:
+            rows = np.flatnonzero(plan.sample)
+            slots, positions = slots[rows], positions[rows]
+        if bound is not None and origins is not None:
+            assert rows is not None
+            alone = bool((plan.lens == bound.drafts.counts + 1).all())
+            drafts, origins = bound.drafts.take(rows), origins.take(rows)
+            positions = positions - drafts.counts
+        if not slots.size:
             return
-        slots = plan.slots[rows]
-        if step.bound is not None and origins is not None:
-            drafts, origins = step.bound.drafts.take(rows), origins.take(rows)
-        else:
-            none = np.zeros(rows.size, np.int32)
-            drafts, origins = Drafts(none, none[:0]), Origins(none, none)
-        alone = (plan.lens == 1 + (step.bound.drafts.counts if step.bound is not None else 0)).all()
-        of_plan = rows if step.bound is None else step.bound.order[rows]
-        predicting = np.flatnonzero(self._predicting[slots])
-        if predicting.size:
-            step.predicted = partial(self._predicted, step, slots[predicting], of_plan[predicting])
+        if self._num_predicting:
+            predicting = np.flatnonzero(self._predicting[slots])
+            if predicting.size:
+                of_plan = np.arange(plan.slots.size) if rows is None else rows
+                of_plan = of_plan if bound is None else bound.order[of_plan]
+                step.predicted = partial(self._predicted, step, slots[predicting], of_plan[predicting])
+        num_tokens = plan.num_tokens if alone else 0
         self._unsettled.append(
-            Unsettled(
-                step,
-                plan.num_tokens if alone else 0,
-                slots,
-                (plan.starts + plan.lens)[rows] - drafts.counts,
-                drafts,
-                origins,
-                self._generation[slots],
-            )
+            Unsettled(step, num_tokens, slots, positions, drafts, origins, self._generation[slots])
         )
 
     # ---------------------------------------------------------------------------------------------------------- inside
@@ -172,8 +196,8 @@ class Speculation:
     def _predicted(self, step: EnqueuedStep, slots: Int32, rows: Rows) -> list[RowPredicted]:
         """How the predictions of `slots` fared up to this step, whose tokens are there."""
         with self._lock:
-            while any(unsettled.step is step for unsettled in self._unsettled):
-                self._take_in(self._unsettled.popleft())
+            steps = [unsettled.step for unsettled in self._unsettled]
+            self._take_in_first(steps.index(step) + 1 if step in steps else 0)
             live = (self._generation[slots] % 2).astype(np.bool_)
             accepted, rejected = self._drafter.predicted(np.ascontiguousarray(slots[live]))
         counts = zip(rows[live].tolist(), accepted.tolist(), rejected.tolist(), strict=True)
@@ -192,20 +216,45 @@ class Speculation:
             drafts = drafts.cut(worth)
         return drafts, sources
 
-    def _take_in(self, done: Unsettled) -> None:
-        drawn = done.step.drawn()
-        accepted = num_right(drawn, done.drafts)
-        tokens = Drafts(accepted + np.int32(1), drawn[kept(done.drafts.counts, accepted)])
-        self._cost.observe(done.num_tokens, done.step.device_seconds())
-        live: Bool = self._generation[done.slots] == done.generations
-        live &= (done.generations % 2).astype(np.bool_)
-        rows = np.flatnonzero(live)
-        if not rows.size:
-            return
-        slots, origins = done.slots[rows], done.origins.take(rows)
-        tokens = tokens.take(rows) if rows.size < live.size else tokens
-        self._next[slots] = done.positions[rows] + tokens.counts - np.int32(1)
-        self._drafter.extend(slots, tokens.counts, tokens.tokens, origins.counts)
-        if self._lengths is not None:
-            accepted = np.minimum(accepted[rows], origins.counts)
-            self._lengths.observe(slots, origins.counts, accepted, origins.sources)
+    def _take_in_first(self, count: int) -> None:
+        """Take in the first `count` steps, several at once where the same rows drew a token each."""
+        while count:
+            steps = [self._unsettled.popleft()]
+            count -= 1
+            while count and steps[0].drafts is None and self._unsettled[0].drafts is None:
+                if self._unsettled[0].slots is not steps[0].slots:
+                    break
+                steps.append(self._unsettled.popleft())
+                count -= 1
+            self._take_in(steps)
+
+    def _take_in(self, steps: list[Unsettled]) -> None:
+        """All but the last of `steps` draw a token for each of the same slots, as the last does if there are others."""
+        done = steps[-1]
+        for step in steps:
+            if step.num_tokens:
+                self._cost.observe(step.num_tokens, step.step.device_seconds())
+        slots, positions, origins = done.slots, done.positions, done.origins
+        drawn, counts = done.step.drawn(), self._ones[: slots.size]
+        if len(steps) > 1:
+            drawn = np.stack([step.step.drawn() for step in steps], axis=1).ravel()
+            counts = np.full(slots.size, len(steps), np.int32)
+        accepted: Int32 | None = None
+        if done.drafts is not None:
+            accepted = num_right(drawn, done.drafts)
+            counts, drawn = accepted + np.int32(1), drawn[kept(done.drafts.counts, accepted)]
+        live: Bool = self._generation[slots] == done.generations
+        if not live.all():
+            rows = np.flatnonzero(live)
+            tokens = Drafts(counts, drawn).take(rows)
+            slots, positions, counts, drawn = slots[rows], positions[rows], tokens.counts, tokens.tokens
+            origins = None if origins is None else origins.take(rows)
+            accepted = None if accepted is None else accepted[rows]
+            if not rows.size:
+                return
+        self._next[slots] = positions if accepted is None else positions + accepted
+        verified = self._zeros[: slots.size] if origins is None else origins.counts
+        self._drafter.extend(slots, counts, drawn, verified)
+        if self._lengths is not None and accepted is not None and origins is not None:
+            right = np.minimum(accepted, origins.counts)
+            self._lengths.observe(slots, origins.counts, right, origins.sources)

@@ -12,6 +12,9 @@ from .kv_cache import KVCache
 from .requests import Request
 from .slots import Phase, SlotTable
 
+PATIENCE = 4  # steps without drafts after which not every step has room for them
+MAX_PAUSE = 8  # at least one step in so many has
+
 
 @dataclass(slots=True)
 class DecodeRows:
@@ -40,6 +43,16 @@ class DecodePlanner:
         self._kv = kv
         self._max_tokens = max_num_batched_tokens
         self._max_drafts = max_draft_tokens
+        self._fruitless = 0  # steps in a row in which nobody had anything verified that might have had
+        self._without = 0  # steps in a row without room for drafts
+
+    def expect_drafts(self) -> None:
+        """Something has changed: there may be drafts again."""
+        self._fruitless = 0
+
+    def drafted(self, num_tokens: int) -> None:
+        """What became of a step with room for drafts."""
+        self._fruitless = 0 if num_tokens else self._fruitless + 1
 
     def plan(self, give_way: Callable[[], None]) -> DecodeRows:
         """The decodes of the next step. `give_way` preempts a running request, for its pages.
@@ -86,7 +99,16 @@ class DecodePlanner:
         return slots, starts
 
     def _drafts(self, slots: Int32, starts: Int32) -> Int32:
-        """(n,) how many tokens besides its next one each row may verify: none beyond the end of its request."""
+        """(n,) how many tokens besides its next one each row may verify: none beyond the end of its request.
+
+        A step with room for drafts costs the time in which they are looked for, and cannot begin before the one before
+        it is over. So where there were none for some steps, only one step in a few has room for them.
+        """
+        pause = min(MAX_PAUSE, 1 << max(0, self._fruitless - PATIENCE)) - 1
+        if self._without < pause:
+            self._without += 1
+            return np.zeros(slots.size, np.int32)
+        self._without = 0
         room = self._slots.limit[slots] - np.int32(2) - starts
         drafts: Int32 = np.minimum(room, np.int32(self._max_drafts))
         left = self._max_tokens - slots.size

@@ -225,6 +225,7 @@ class Scheduler:
         if not request.data:
             request.data = request.tokens.tobytes()
         self._num_running += 1
+        self._decodes.expect_drafts()
         self._prefills.append(slot)
         self._prefills.sort(key=lambda each: self._request_in(each).rank)
         if request.admitted_at is None:
@@ -349,6 +350,8 @@ class Scheduler:
         slots, counts, drafted = plan.slots[rows], result.counts[rows], result.drafted[rows]
         self._slots.settle(slots, plan.drafts[rows], counts)
         self._counters.verified(drafted, counts - np.int32(1))
+        if plan.drafts.any():
+            self._decodes.drafted(int(drafted.sum()))
 
     def _end(self, request: Request, reason: FinishReason, outcome: StepOutcome) -> None:
         """Finish a running request at a commit."""

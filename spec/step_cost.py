@@ -11,48 +11,56 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 
-import numpy as np
-
 KNOTS = (1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128, 181, 256, 362, 512, 724, 1024, 2048, 4096)
 FIRST_SLOPE = 1 / 64  # guessed for every token: 64 of them double the time of a step
 GAIN = 0.3  # of a measurement, for the knots beside it
 COMMON_GAIN = 0.1  # and for all others
 CLIP = 0.5  # a step that took e^0.5 times what was expected, or more, counts as that
+LEARNT = 16  # of steps in a row of as many tokens; then one in eight, they are much alike
 
 
 class StepCost:
+    """Deterministic, has no clock."""
+
     def __init__(self) -> None:
-        self._log = np.log1p(FIRST_SLOPE * np.array(KNOTS))
+        self._log = [math.log1p(FIRST_SLOPE * knot) for knot in KNOTS]
+        self._common = 0.0  # to be added to all of them
         self._at = [math.log(knot) for knot in KNOTS]
-        self._seconds: list[float] = []
-        self.num_samples = 0
+        self._known = False
+        self._latest = (0, 0)  # tokens of the latest step, and how many like it came in a row
 
     @property
     def is_known(self) -> bool:
         """Whether a step was measured."""
-        return self.num_samples > 0
+        return self._known
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """A step of `num_tokens` took `seconds`; one without a measurement (0) teaches nothing."""
         if seconds <= 0.0 or num_tokens < 1:
             return
+        tokens, count = self._latest
+        self._latest = (num_tokens, count + 1 if tokens == num_tokens else 0)
+        if self._latest[1] > LEARNT and self._latest[1] % 8:
+            return
         left, share = self._place(num_tokens)
-        expected = (1 - share) * self._log[left] + share * self._log[left + 1]
-        error = math.log(seconds) - float(expected)
-        if self.num_samples == 0:
-            self._log += error
-        else:
-            error = min(max(error, -CLIP), CLIP)
-            self._log += COMMON_GAIN * error
-            weight = np.array([1 - share, share])
-            self._log[left : left + 2] += (GAIN - COMMON_GAIN) * error * weight / float(weight @ weight)
-        self.num_samples += 1
-        self._seconds = np.exp(np.maximum.accumulate(self._log)).tolist()
+        expected = self._common + (1 - share) * self._log[left] + share * self._log[left + 1]
+        error = math.log(seconds) - expected
+        if not self._known:
+            self._known = True
+            self._common += error
+            return
+        error = min(max(error, -CLIP), CLIP)
+        self._common += COMMON_GAIN * error
+        own = (GAIN - COMMON_GAIN) * error / ((1 - share) ** 2 + share**2)
+        self._log[left] += own * (1 - share)
+        self._log[left + 1] += own * share
 
     def seconds(self, num_tokens: int) -> float:
         """Of a step of `num_tokens`, never less than of fewer; meaningless before the first measurement."""
         left, share = self._place(num_tokens)
-        return (1 - share) * self._seconds[left] + share * self._seconds[left + 1]
+        below = max(self._log[: left + 1])
+        above = max(below, self._log[left + 1])
+        return math.exp(self._common + (1 - share) * below + share * above)
 
     def _place(self, num_tokens: int) -> tuple[int, float]:
         """(knot on the left, how far it is to the next one); beyond the last knot as at it."""

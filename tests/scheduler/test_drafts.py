@@ -151,3 +151,34 @@ def test_more_tokens_than_were_drafted_are_refused() -> None:
     plan = next_plan(scheduler)
     with pytest.raises(AssertionError, match="at most one for each draft"):
         commit(scheduler, plan, [51, 52, 53], drafted=1)
+
+
+def test_where_nobody_drafts_only_one_step_in_a_few_has_room_until_a_request_comes() -> None:
+    scheduler = decoding(make_request(0, range(3), max_tokens=100), 4)
+    granted = []
+    for _ in range(40):
+        plan = next_plan(scheduler)
+        granted.append(plan.drafts is not None)
+        commit(scheduler, plan, [60], drafted=0)
+    assert all(granted[:4])
+    assert granted[-16:].count(True) == 2
+    scheduler.add(make_request(1, range(9, 12), max_tokens=9))
+    plan = next_plan(scheduler)
+    result = StepResult(np.ones(2, np.int32), np.array([61, 62], np.int32))
+    if plan.drafts is not None:
+        result.drafted = np.zeros(2, np.int32)
+    scheduler.commit(plan, result, 0.0)
+    assert next_plan(scheduler).drafts is not None
+
+
+def test_drafts_bring_room_for_drafts_in_every_step_back() -> None:
+    scheduler = decoding(make_request(0, range(3), max_tokens=100), 4)
+    for _ in range(20):
+        commit(scheduler, next_plan(scheduler), [60], drafted=0)
+    while (plan := next_plan(scheduler)).drafts is None:
+        commit(scheduler, plan, [60])
+    commit(scheduler, plan, [60, 61], drafted=2)
+    for _ in range(4):
+        plan = next_plan(scheduler)
+        assert plan.drafts is not None
+        commit(scheduler, plan, [60], drafted=0)
