@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from engine_runs import serve
 from late_device import NONSENSE, LateDevice, LateMode, LateTensor, gathered_runner
 from msgspec.structs import replace
+from oracle_drafter import oracle_speculation
 from penstock.engine.build import Built
 from penstock.engine.grammar.store import Grammar, open_compiler
 from penstock.engine.streams import RING, AsyncStream
@@ -96,6 +98,30 @@ def test_grammars_hold_on_a_late_device(path: Path, at_once: Built, device: Late
     reference = serve(at_once, PROMPTS[:4], each, compile_grammar=compiler)
     with gathered_runner(path, device, **TIGHT) as late:
         assert serve(late, PROMPTS[:4], each, compile_grammar=compiler).outputs == reference.outputs
+
+
+def test_drafts_hold_on_a_late_device(path: Path, at_once: Built, device: LateDevice) -> None:
+    compiler = open_compiler(path, VOCAB_SIZE)
+    words = replace(GREEDY, grammar=GrammarSpec("regex", "([a-z]{3} ){9}"), stop_token_ids=[2])
+    ruled = replace(GREEDY, bad_words=[[30, 31]])
+    each = [MIXED[0], words, MIXED[1], ruled, MIXED[4], GREEDY]
+    reference = serve(at_once, PROMPTS, each, compile_grammar=compiler)
+    texts = [prompt + output for prompt, output in zip(PROMPTS, reference.outputs, strict=True)]
+    with gathered_runner(path, device, **TIGHT) as late:
+        late.runner._speculation = oracle_speculation(
+            late.runner.num_slots, texts, max_draft_tokens=4, wrong_every=5, vocab_size=VOCAB_SIZE
+        )
+        roomy = dataclasses.replace(
+            late, scheduler_config=dataclasses.replace(late.scheduler_config, max_draft_tokens=4)
+        )
+        served = serve(roomy, PROMPTS, each, compile_grammar=compiler)
+        assert served.outputs == reference.outputs
+        for mine, theirs in zip(served.logprobs, reference.logprobs, strict=True):
+            for name in ("token_ids", "logprobs", "ranks", "top_ids") if theirs else ():
+                ours = np.concatenate([getattr(row, name) for row in mine])
+                expected = np.concatenate([getattr(row, name) for row in theirs])
+                np.testing.assert_allclose(ours, expected, atol=2e-4 if name == "logprobs" else 0.0)
+        assert 0 < served.load.num_accepted_tokens < served.load.num_draft_tokens
 
 
 def test_the_pass_behind_a_grammars_step_is_enqueued_before_anyone_waits_for_its_token(
