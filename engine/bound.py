@@ -38,7 +38,7 @@ class Bound:
         return counts, tokens.take(np.argsort(theirs)).tokens, drafted
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DrawnRows:
     """The n tokens that a step draws, one row's beside each other."""
 

@@ -42,7 +42,7 @@ class Origins:
         return Origins(self.sources[rows], self.counts[rows])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Binding:
     """A plan whose rows stand where they do. Where anything was drafted, `plan` is that of `bound`."""
 
@@ -51,7 +51,7 @@ class Binding:
     origins: Origins | None = None  # of the drafts, rows as in `plan`
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Unsettled:
     """A step whose tokens may not be there yet: its rows that draw, and what of them belongs to which request."""
 
@@ -167,8 +167,15 @@ class Speculation:
     def enqueued(self, binding: Binding, step: EnqueuedStep) -> None:
         """The step of a plan that was bound is on its way."""
         plan, bound = binding.plan, binding.bound
-        slots, positions, rows = plan.slots, plan.starts + plan.lens, None
+        slots, rows = plan.slots, None
         alone = plan.num_decode_rows == slots.size
+        if alone and not self._num_predicting:
+            generations = self._generation[slots]
+            self._unsettled.append(
+                Unsettled(step, plan.num_tokens, slots, plan.starts + 1, None, None, generations)
+            )
+            return
+        positions = plan.starts + plan.lens
         drafts, origins = None, binding.origins
         if not alone:
             rows = np.flatnonzero(plan.sample)

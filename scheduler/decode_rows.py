@@ -13,7 +13,7 @@ from .requests import Request
 from .slots import Phase, SlotTable
 
 PATIENCE = 4  # steps without drafts after which not every step has room for them
-MAX_PAUSE = 8  # at least one step in so many has
+MAX_PAUSE = 16  # at least one step in so many has
 
 
 @dataclass(slots=True)

@@ -346,12 +346,16 @@ class Scheduler:
         assert plan.drafts is not None
         assert result.drafted is not None
         decodes = plan.num_decode_rows
-        rows = np.flatnonzero(live[:decodes] & (result.counts[:decodes] > 0))
-        slots, counts, drafted = plan.slots[rows], result.counts[rows], result.drafted[rows]
-        self._slots.settle(slots, plan.drafts[rows], counts)
-        self._counters.verified(drafted, counts - np.int32(1))
-        if plan.drafts.any():
-            self._decodes.drafted(int(drafted.sum()))
+        num_drafted = int(result.drafted.sum())
+        slots, granted, counts = plan.slots[:decodes], plan.drafts[:decodes], result.counts[:decodes]
+        going_on = live[:decodes] & (counts > 0)
+        if not going_on.all():
+            slots, granted, counts = slots[going_on], granted[going_on], counts[going_on]
+        self._slots.settle(slots, granted, counts)
+        if num_drafted:
+            self._counters.verified(result.drafted[:decodes][going_on], counts - np.int32(1))
+        if granted.any():
+            self._decodes.drafted(num_drafted)
 
     def _end(self, request: Request, reason: FinishReason, outcome: StepOutcome) -> None:
         """Finish a running request at a commit."""

@@ -156,12 +156,12 @@ def test_more_tokens_than_were_drafted_are_refused() -> None:
 def test_where_nobody_drafts_only_one_step_in_a_few_has_room_until_a_request_comes() -> None:
     scheduler = decoding(make_request(0, range(3), max_tokens=100), 4)
     granted = []
-    for _ in range(40):
+    for _ in range(60):
         plan = next_plan(scheduler)
         granted.append(plan.drafts is not None)
         commit(scheduler, plan, [60], drafted=0)
     assert all(granted[:4])
-    assert granted[-16:].count(True) == 2
+    assert granted[-16:].count(True) == 1
     scheduler.add(make_request(1, range(9, 12), max_tokens=9))
     plan = next_plan(scheduler)
     result = StepResult(np.ones(2, np.int32), np.array([61, 62], np.int32))
