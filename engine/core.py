@@ -38,6 +38,7 @@ from ..scheduler.messages import (
 from ..scheduler.plan import RowLogprobs, StepPlan
 from ..scheduler.requests import Request
 from ..scheduler.scheduler import QueueFull, RequestTooLong, Scheduler, StepOutcome
+from .gpu_meter import gpu_meter
 from .grammar.store import GrammarStore
 from .link import FrontEndLink
 from .load import LoadMeter
@@ -84,6 +85,7 @@ class EngineCore:
         self._grammars = grammars
         self._depth = 2 if async_scheduling else 1
         self._meter = LoadMeter()
+        self._gpu = gpu_meter(info.device)
         self._requests: dict[tuple[int, int], Request] = {}
         self._held: dict[tuple[int, int], Request] = {}  # waits for its grammar, outside of the scheduler
         self._frontends: dict[int, int] = {}  # front end id -> its incarnation
@@ -322,12 +324,13 @@ class EngineCore:
             self._link.send(frontend_id, output)
 
     def _status(self) -> EngineStatus:
+        load = self._load()
         return EngineStatus(
             engine_id=self._engine_id,
             incarnation=self._incarnation,
             state="ready",
             info=self._info,
-            load=self._load(),
+            load=load if self._gpu is None else self._gpu.fill(load),
         )
 
     def _load(self) -> EngineLoad:

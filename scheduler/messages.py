@@ -393,6 +393,8 @@ class EngineLoad(Struct, frozen=True, kw_only=True):
     schedule_seconds: float = 0.0  # plan + commit, summed
     iteration_tokens: list[int] = []
     iteration_tokens_sum: int = 0
+    gpu_usage: float | None = None  # share of the time in which the GPU was busy, 0..1; None without a GPU
+    gpu_memory_bytes: int | None = None  # taken, by whomever
 
 
 ITERATION_TOKENS_BUCKETS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)

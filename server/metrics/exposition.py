@@ -219,9 +219,27 @@ class Exposition(Collector):
         for group, count in (("prefill", waiting), ("decode", everything - waiting), ("all", everything)):
             tokens.add_metric([group], count)
         yield tokens
+        yield self._of_replicas(
+            "gpu_usage",
+            "Share of the time in which the replica's GPU was busy, 0 to 1.",
+            ((engine, engine.load.gpu_usage) for engine in engines),
+        )
+        yield self._of_replicas(
+            "gpu_memory_usage",
+            "Bytes of the replica's GPU memory that are taken, by all processes.",
+            ((engine, engine.load.gpu_memory_bytes) for engine in engines),
+        )
         cores, resident = self._usage.read()
         yield self._plain("cpu_usage", "Cores in use by the process family since the last scrape.", cores)
         yield self._plain("memory_usage", "Resident bytes of the process family.", resident)
+
+    def _of_replicas(self, name: str, text: str, values: Iterable[tuple[Engine, float | None]]) -> Family:
+        """Only of replicas that have a value."""
+        gauge = GaugeMetricFamily(name, text, labels=["model_name", "replica"])
+        for engine, value in values:
+            if value is not None:
+                gauge.add_metric(self._labels(engine), value)
+        return gauge
 
     def _plain(self, name: str, text: str, value: float) -> Family:
         gauge = GaugeMetricFamily(name, text, labels=["model_name"])

@@ -416,3 +416,12 @@ def test_two_processes_share_a_socket_and_their_numbers(tmp_path: Path) -> None:
             engine.stop()
             for supervisor in supervisors:
                 supervisor.close()
+
+
+def test_gpus_are_metered_by_replica_and_left_out_where_there_are_none(served: Family) -> None:
+    text = served.client.get("/metrics").text
+    assert "gpu_usage{" not in text
+    served.engine.report(gpu_usage=0.25, gpu_memory_bytes=7 << 30)
+    wait_until(lambda: "gpu_usage{" in served.client.get("/metrics").text, "a status with the GPU in it")
+    assert served.metric("gpu_usage", replica="0") == 0.25
+    assert served.metric("gpu_memory_usage", replica="0") == 7 << 30
