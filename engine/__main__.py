@@ -17,6 +17,7 @@ from ..scheduler.messages import EngineConfig, EngineState, EngineStatus
 from .link import FrontEndLink
 from .malloc import keep_freed_memory
 
+EXIT_FAILED = 1
 EXIT_BAD_CONFIGURATION = 2
 LOADING_STATUS_INTERVAL_S = 0.25
 
@@ -100,9 +101,12 @@ def run(config: EngineConfig) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
     try:
         engine.run()
-    finally:
-        engine.close()
-        link.close()
+    except Exception:
+        # What failed may also keep the device, or other ranks, from ever ending in order.
+        logging.getLogger(__name__).critical("the engine cannot go on", exc_info=True)
+        return EXIT_FAILED
+    engine.close()
+    link.close()
     return 0
 
 

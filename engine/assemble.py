@@ -18,6 +18,7 @@ from .errors import ConfigurationError
 from .grammar.store import GrammarStore, open_compiler
 from .link import FrontEndLink
 from .model_config import read_raw_config
+from .parallel.grid import grid_of
 
 __all__ = ["ConfigurationError", "assemble"]
 
@@ -45,6 +46,7 @@ def assemble(
             publisher.close()
         raise
     scheduler = Scheduler(built.scheduler_config, events=publisher)
+    grid = grid_of(config)
     assert scheduler.num_slots <= built.runner.num_slots, "the device has a row for every slot"
     return EngineCore(
         engine_id=config.engine_id,
@@ -56,6 +58,9 @@ def assemble(
         publisher=publisher,
         grammars=grammar_store(config, built.info.vocab_size, link),
         async_scheduling=config.async_scheduling,
+        num_stages=grid.stages,
+        # Ranks that a step failed on are not where the others are: the replica starts again.
+        can_retry=grid.size == 1,
     )
 
 
@@ -73,5 +78,11 @@ def create(config: EngineConfig, progress: Callable[[str, float], None]) -> Buil
     """The runner for the kind of model that config.json describes. Raises ConfigurationError."""
     raw, where = read_raw_config(config.model_dir, config.hf_overrides)
     if is_encoder(raw, where):
+        grid = grid_of(config)
+        if grid.size > 1:
+            raise ConfigurationError(
+                f"--tensor-parallel-size {grid.tensor} and --pipeline-parallel-size {grid.stages}: {where} describes an "
+                "encoder, which runs on one device: leave them at 1"
+            )
         return create_encoder_runner(config, raw, where, progress)
     return create_runner(config, progress)

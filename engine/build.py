@@ -34,6 +34,10 @@ from .memory import CudaMeter, MemoryAccount, take_account
 from .model_config import context_length, parse_model_config, read_raw_config
 from .models.config import ModelConfig
 from .models.registry import FAMILIES
+from .parallel.grid import grid_of, local_config
+from .parallel.place import recorder_of, take_place
+from .parallel.ranks import Ranks
+from .parallel.shard import Shard
 from .pooling import Pooler
 from .pooling_config import Purpose, decide_purpose, max_seq_length
 from .prefault import Prefault
@@ -59,8 +63,14 @@ class Built:
     info: EngineInfo
 
 
-def create_runner(config: EngineConfig, progress: Progress = lambda phase, fraction: None) -> Built:
+def create_runner(
+    config: EngineConfig,
+    progress: Progress = lambda phase, fraction: None,
+    ranks: Ranks | None = None,
+) -> Built:
     """Load the model, size and allocate its KV cache, warm up.
+
+    A model for several ranks is led from here, unless this process has its place in `ranks` already.
 
     `progress` is called with a phase and the share of it that is done. Raises ConfigurationError when options,
     checkpoint and machine do not go together; its message is one line for the user.
@@ -82,19 +92,31 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
         model_config = replace(model_config, head=purpose.head)
         choices = choose(config, model_config)
         max_model_len = prompt_length(config, model_config, purpose)
+        ranks, choices = take_place(config, model_config, choices, ranks)
+        leads = ranks is None or ranks.leads
+        # What attention and the KV cache see of the model, and the layers that memory is counted for.
+        local, counted = model_config, kv_pool.group_layers(model_config, max_model_len)
+        shard, groups = None, counted
+        if ranks is not None:
+            local = local_config(model_config, ranks.grid.tensor)
+            shard = ranks.shard(model_config, choices.dtype, choices.device)
+            groups = kv_pool.own_layers(counted, shard.layers)
+            counted = kv_pool.largest_stage(counted, ranks.grid.stages)
     # All work on tensors is done by the thread that will run the steps: what is per thread (inference mode, OpenMP
     # teams) exists once.
     thread = DeviceThread()
     try:
+        if ranks is not None and choices.device.type == "cuda":
+            torch.cuda.set_device(choices.device)  # which is each thread's own
+            thread.submit(torch.cuda.set_device, choices.device).result()
         with phase("kernels", "loading kernels"):
             ops = thread.submit(load_ops, config.attention_backend, choices, progress).result()
         with phase("weights", "loading weights"):
-            groups = kv_pool.group_layers(model_config, max_model_len)
             attention = [
                 select_attention(
                     config.attention_backend,
                     choices.device,
-                    attention_spec(config, model_config, choices, window),
+                    attention_spec(config, local, choices, window),
                 )
                 for window in groups.windows
             ]
@@ -108,14 +130,17 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
                 groups,
                 max_model_len,
                 lambda fraction: progress("loading weights", fraction),
+                shard,
             ).result()
+            if ranks is not None:
+                ranks.connect(choices.device)
         account = None
         if has_own_memory(choices.device):
             with phase("memory", "measuring memory"):
                 account = thread.submit(
                     measure_memory,
                     config,
-                    model_config,
+                    local,
                     choices,
                     groups,
                     model,
@@ -123,14 +148,18 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
                     attention,
                     max_model_len,
                     weight_bytes,
+                    ranks,
                 ).result()
         with phase("kv_cache", "allocating KV cache"):
-            max_model_len, pages, need = size_kv_cache(
-                config, model_config, choices, groups, max_model_len, account
+            max_model_len, pages, _ = size_kv_cache(
+                config, local, choices, counted, max_model_len, account, ranks
             )
             # The last page of each group is the scratch page of padding rows.
             scratch = tuple(count + 1 for count in pages)
-            kv = thread.submit(allocate_kv_cache, config, model_config, choices, groups, scratch).result()
+            kv = thread.submit(allocate_kv_cache, config, local, choices, groups, scratch).result()
+            kv_cache_bytes = sum(tensor[:-1].nbytes for pair in kv for tensor in pair)
+            if ranks is not None:
+                weight_bytes, kv_cache_bytes = ranks.total(weight_bytes), ranks.total(kv_cache_bytes)
             stream = open_stream(choices.device)
             runner = ModelRunner(
                 model,
@@ -153,20 +182,24 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
                     stream=stream,
                     max_rows=config.max_num_seqs * (1 + max(1, max_draft_tokens(config))),
                 ),
-                recorder=None if config.enforce_eager else ops.recorder(),
-                speculation=open_speculation(config.speculative, 2 * config.max_num_seqs),
+                recorder=recorder_of(config, choices, ops, ranks),
+                speculation=open_speculation(config.speculative, 2 * config.max_num_seqs) if leads else None,
                 stream=stream,
                 capture_sizes=choices.capture_sizes,
                 scratch_pages=pages,
+                ranks=ranks,
             )
         thread.submit(leave_cores_to_kernels, ops, choices).result()
         if choices.capture_sizes:
             with phase("graphs", "capturing graphs"):
                 runner.capture(lambda fraction: progress("capturing graphs", fraction))
         with phase("warm_up", "warming up"):
-            runner.warm_up()
-            thread.submit(warm_up_sampling, ops, model_config.vocab_size, choices).result()
+            if leads:
+                runner.warm_up()
+                thread.submit(warm_up_sampling, ops, model_config.vocab_size, choices).result()
     except BaseException:
+        if ranks is not None:
+            ranks.close(at_once=True)
         thread.close()
         raise
     kv_groups = kv_pool.kv_groups(groups, pages)
@@ -184,7 +217,7 @@ def create_runner(config: EngineConfig, progress: Progress = lambda phase, fract
         attention_backend=attention[0].name,
         weight_bytes=weight_bytes,
         quantization=config.quantization,
-        kv_cache_bytes=sum(count * size for count, size in zip(pages, need.page_bytes, strict=True)),
+        kv_cache_bytes=kv_cache_bytes,
         startup_seconds=seconds,
         memory_bytes=account.as_bytes() if account is not None else {},
         tasks=purpose.tasks,
@@ -211,6 +244,7 @@ def scheduler_config(
         max_num_queued_reqs=info.max_num_queued_reqs,
         target_itl_ms=choices.target_itl_ms,
         max_draft_tokens=max_draft_tokens(config),
+        num_stages=config.pipeline_parallel_size,
     )
 
 
@@ -247,8 +281,9 @@ def size_kv_cache(
     groups: LayerGroups,
     max_model_len: int,
     account: MemoryAccount | None = None,  # of a device that has memory of its own
+    ranks: Ranks | None = None,
 ) -> tuple[int, tuple[int, ...], Footprint]:
-    """(max_model_len, pages of each group, footprint of one sequence).
+    """(max_model_len, pages of each group, footprint of one sequence), the same on all `ranks`.
 
     Context or budget that the user set are kept: if they contradict each other that is an error. Where both are left
     to us the context is cut to what fits, with a warning.
@@ -279,8 +314,10 @@ def size_kv_cache(
     elif account is not None:
         budget, name = account.kv_cache, account.described()
     else:
-        budget = kv_pool.default_cpu_budget(available_bytes(), need)
+        budget = kv_pool.default_cpu_budget(available_bytes() // grid_of(config).size, need)
         name = "a quarter of the free memory"
+    if ranks is not None:
+        budget = ranks.least(budget)
     fitting = kv_pool.count_pages(need, budget, config.max_num_seqs)
     if fitting is not None:
         return max_model_len, fitting, need
@@ -332,15 +369,23 @@ def load_model(
     groups: LayerGroups,
     max_model_len: int,
     progress: Callable[[float], None],
+    shard: Shard | None = None,
 ) -> tuple[Decoder, int]:
-    """The model with its weights in place, and their size in bytes."""
+    """The model, or a shard of it, with its weights in place, and their size in bytes."""
     family = FAMILIES[model_config.architecture]
     cos_sin = rope_table(model_config, max_model_len, choices.device)
 
     def make(weights: Weights, ops: Ops) -> Decoder:
-        return family.model(model_config, weights, ops, attention, groups.of_layer, cos_sin)
+        return family.model(model_config, weights, ops, attention, groups.of_layer, cos_sin, shard)
 
-    return load_weights(config, choices, make, ops, Names("model.", unused=("score.",)), progress)
+    def make_whole(weights: Weights, ops: Ops) -> Decoder:
+        layers = [0] * model_config.num_layers
+        return family.model(model_config, weights, ops, attention, layers, cos_sin)
+
+    names = Names("model.", unused=("score.",))
+    return load_weights(
+        config, choices, make, ops, names, progress, make_whole if shard is not None else None
+    )
 
 
 def warm_up_sampling(ops: Ops, vocab_size: int, choices: Choices) -> None:
@@ -372,8 +417,9 @@ def measure_memory(
     attention: list[AttentionBackend],
     max_model_len: int,
     weight_bytes: int,
+    ranks: Ranks | None,
 ) -> MemoryAccount:
-    """What is left for KV pages on a CUDA device."""
+    """What is left for KV pages on a CUDA device; all ranks find it out together."""
     trial = Trial(
         model,
         attention,
@@ -385,6 +431,7 @@ def measure_memory(
         recorder=ops.recorder() if choices.capture_sizes else None,
         sizes=choices.capture_sizes,
         device=choices.device,
+        ranks=ranks,
     )
     return take_account(
         CudaMeter(choices.device),

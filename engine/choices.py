@@ -14,6 +14,7 @@ from ..scheduler.messages import EngineConfig
 from .errors import ConfigurationError
 from .graphs import MAX_TOKENS, default_sizes
 from .models.config import EncoderConfig, ModelConfig
+from .parallel.grid import grid_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def choose(config: EngineConfig, model_config: ModelConfig | EncoderConfig) -> C
         dtype=dtype,
         kv_dtype=choose_kv_dtype(config, device, dtype),
         quantization=choose_quantization(config, device, dtype),
-        num_threads=config.num_threads or len(os.sched_getaffinity(0)),
+        num_threads=config.num_threads or max(1, len(os.sched_getaffinity(0)) // grid_of(config).size),
         max_num_batched_tokens=batched,
         max_num_queued_reqs=QUEUED_PER_SEQUENCE * config.max_num_seqs if queued is None else queued,
         target_itl_ms=DEFAULT_TARGET_ITL_MS[device.type] if target is None else target,

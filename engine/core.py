@@ -74,7 +74,10 @@ class EngineCore:
         publisher: ZmqPublisher | None = None,
         grammars: GrammarStore[tuple[int, int]],
         async_scheduling: bool = True,
+        num_stages: int = 1,
+        can_retry: bool = True,
     ) -> None:
+        """Without `can_retry` the first step that raises is the end: the runner cannot take another one after it."""
         self._engine_id = engine_id
         self._incarnation = incarnation
         self._info = info
@@ -83,7 +86,8 @@ class EngineCore:
         self._runner = runner
         self._publisher = publisher
         self._grammars = grammars
-        self._depth = 2 if async_scheduling else 1
+        self._depth = max(2, num_stages) if async_scheduling else 1
+        self._can_retry = can_retry
         self._meter = LoadMeter()
         self._gpu = gpu_meter(info.device)
         self._requests: dict[tuple[int, int], Request] = {}
@@ -100,7 +104,8 @@ class EngineCore:
         self._link.wake()
 
     def run(self) -> None:
-        """Serve until `stop`. Raises what a device step raised once `MAX_FAILURES` in a row did."""
+        """Serve until `stop`. Raises what a device step raised if it cannot be tried again, or once `MAX_FAILURES` in a
+        row did."""
         self._send_status()
         while not self._stopping:
             self._take_messages()
@@ -157,6 +162,8 @@ class EngineCore:
 
         Memory that does not suffice is no defect of the engine: steps become smaller, and it goes on.
         """
+        if not self._can_retry:
+            raise error
         out_of_memory = isinstance(error, torch.OutOfMemoryError)
         if out_of_memory:
             log.warning(

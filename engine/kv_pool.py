@@ -11,6 +11,7 @@ from ..scheduler.groups import KVGroup
 from .errors import ConfigurationError
 from .host_memory import lazy_zeros
 from .models.config import ModelConfig
+from .parallel.grid import layers_of
 
 GIB = 1 << 30
 DEFAULT_CPU_BYTES = 4 * GIB
@@ -26,6 +27,18 @@ class LayerGroups:
 
     def num_layers(self, group: int) -> int:
         return self.of_layer.count(group)
+
+
+def own_layers(groups: LayerGroups, layers: range) -> LayerGroups:
+    """The same groups in a process that has only these layers."""
+    return LayerGroups(groups.windows, groups.of_layer[layers.start : layers.stop])
+
+
+def largest_stage(groups: LayerGroups, stages: int) -> LayerGroups:
+    """As many layers of each group as any stage of a pipeline has: what fits them fits every stage."""
+    own = [own_layers(groups, layers_of(s, stages, len(groups.of_layer))) for s in range(stages)]
+    most = [max(each.num_layers(group) for each in own) for group in range(len(groups.windows))]
+    return LayerGroups(groups.windows, tuple(group for group, count in enumerate(most) for _ in range(count)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,13 +75,19 @@ def load_weights(
     ops: Ops,
     names: Names,
     progress: Callable[[float], None],
+    make_whole: Callable[[Weights, Ops], object] | None = None,
 ) -> tuple[M, int]:
     """What `make` builds from the checkpoint (or from noise), and the size of its weights in bytes.
 
-    A tied output head counts once: as the table of the embedding, or as what quantisation made of it.
+    A tied output head counts once: as the table of the embedding, or as what quantisation made of it. Where `make`
+    builds a part of a model, `make_whole` declares all of it, which the checkpoint must fit.
     """
     declared, declared_ops = DeclaredWeights(choices.dtype), DeclaredOps(choices.quantization)
     make(declared, declared_ops)
+    expected = declared
+    if make_whole is not None:
+        expected = DeclaredWeights(choices.dtype)
+        make_whole(expected, DeclaredOps(choices.quantization))
     last = 0.0
 
     def seldom(fraction: float) -> None:
@@ -93,15 +99,21 @@ def load_weights(
     weights: SafetensorsWeights | DummyWeights
     if config.load_format == "dummy":
         weights = DummyWeights(
-            declared.shapes, seed=config.seed, device=choices.device, dtype=choices.dtype, progress=seldom
+            expected.shapes,
+            seed=config.seed,
+            device=choices.device,
+            dtype=choices.dtype,
+            num_elements=declared.num_elements,
+            progress=seldom,
         )
     else:
         weights = SafetensorsWeights(
             config.model_dir,
-            declared.shapes,
+            expected.shapes,
             device=choices.device,
             dtype=choices.dtype,
             names=names,
+            num_elements=declared.num_elements,
             progress=seldom,
         )
     try:

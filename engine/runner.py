@@ -19,43 +19,28 @@ from ..kernels.interface import Recorder
 from ..kernels.sampling.interface import Float64
 from ..kernels.staged import staged
 from ..scheduler.arrays import Int32
-from ..scheduler.messages import PoolingParams, SamplingParams
 from ..scheduler.plan import StepPlan, StepResult
-from ..scheduler.requests import Request
 from ..spec.verify import offsets
 from .batch import BatchBuilder, ForwardBatch
-from .bound import DrawnRows, drawn_rows
+from .bound import Bound, DrawnRows, drawn_rows
 from .device_thread import DeviceThread
 from .enqueued import EnqueuedStep, LaunchedStep
 from .grammar.masks import Masks, MaskThread
-from .grammar.store import Grammar
 from .graphs import CapturedForward, GraphedForward
 from .host_memory import lazy_zeros
 from .layers.decoder import Decoder
 from .logprobs import ScoredRow, Scores, concatenate, score
+from .new_slot import NewSlot, new_slot
+from .parallel.ranks import Ranks
 from .pooling import Pooler, PoolingSlots
 from .prefault import Prefault
 from .sampler import Sampler
 from .sampling_state import SamplingState
 from .speculation import Binding, Speculation
 from .step_runner import StepHandle
-from .streams import Stream, open_stream
+from .streams import HostTimer, Stream, Timer, open_stream
 
 SCORED_AT_ONCE = 128  # prompt positions whose logits (float32, whole vocabulary) are held at a time
-
-
-@dataclass(frozen=True, slots=True)
-class NewSlot:
-    """A slot's request as it was when the step was launched; the scheduler may change the original meanwhile."""
-
-    slot: int
-    tokens: Int32
-    num_prompt_tokens: int
-    sampling: SamplingParams
-    pooling: PoolingParams | None
-    grammar: Grammar | None
-    cache_salt: str
-    prediction: Int32 | None
 
 
 @dataclass(slots=True)
@@ -74,7 +59,10 @@ class Sampled:
 
 
 class ModelRunner:
-    """Owns the model, its KV pages, the token buffer (num_slots, max_model_len), page tables and sampling state."""
+    """Owns the model, its KV pages, the token buffer (num_slots, max_model_len), page tables and sampling state.
+
+    Of several `ranks` each has one, with its shard of the model, and runs every step; the leader drafts and samples.
+    """
 
     def __init__(
         self,
@@ -97,8 +85,10 @@ class ModelRunner:
         ] = (),  # batch sizes to record at start; none = whatever comes, as it comes
         scratch_pages: Sequence[int] = (),  # per KV group one that no request has, for padding rows
         speculation: Speculation | None = None,
+        ranks: Ranks | None = None,  # None = this is the only one
     ) -> None:
         self.num_slots = num_slots
+        self._ranks = ranks
         self._speculation = speculation
         self._model = model
         self._stream = stream or open_stream(device)
@@ -131,22 +121,20 @@ class ModelRunner:
 
     def launch(self, plan: StepPlan) -> StepHandle:
         """Start a step and return at once; its `result()` waits for it and raises what went wrong in it."""
-        new = [
-            NewSlot(
-                init.slot,
-                init.request.tokens,
-                init.request.num_prompt_tokens,
-                init.request.sampling,
-                init.request.pooling,
-                grammar_of(init.request),
-                init.request.cache_salt,
-                init.request.prediction,
-            )
-            for init in plan.inits
-        ]
+        return self.start(plan, [new_slot(init) for init in plan.inits])
+
+    def start(self, plan: StepPlan, new: list[NewSlot], bound: Bound | None = None) -> StepHandle:
+        """The same for a step whose new slots are given, and its drafts, if it has any. Other ranks hear of it at once,
+        or when its drafts are known."""
+        timer = None
+        if self._ranks is not None:
+            if self._speculation is None:
+                self._ranks.announce(plan, new)
+            if self._ranks.grid.stages > 1:
+                timer = HostTimer()  # a step is on its way through the other stages before this one sees it
         if self._stream.runs_ahead:
-            return LaunchedStep(self._thread.submit(self._enqueue, plan, new), self._pooler)
-        return self._thread.submit(self._step, plan, new)
+            return LaunchedStep(self._thread.submit(self._enqueue, plan, new, bound, timer), self._pooler)
+        return self._thread.submit(self._step, plan, new, bound, timer)
 
     def capture(self, progress: Callable[[float], None] = lambda fraction: None) -> None:
         """Record the passes of the sizes that were asked for, the largest first: the others fit into its memory.
@@ -179,42 +167,52 @@ class ModelRunner:
         self._grammars.close()
         for prefault in self._prefaults:
             prefault.close()
+        if self._ranks is not None:
+            self._ranks.close()
 
     # ------------------------------------------------------------------------------------------- on the device thread
 
-    def _step(self, plan: StepPlan, new: list[NewSlot]) -> StepResult:
-        return self._enqueue(plan, new).collect(self._pooler)
+    def _step(
+        self, plan: StepPlan, new: list[NewSlot], bound: Bound | None, timer: Timer | None
+    ) -> StepResult:
+        return self._enqueue(plan, new, bound, timer).collect(self._pooler)
 
-    def _enqueue(self, plan: StepPlan, new: list[NewSlot]) -> EnqueuedStep:
+    def _enqueue(
+        self, plan: StepPlan, new: list[NewSlot], bound: Bound | None, timer: Timer | None
+    ) -> EnqueuedStep:
         """Give the step to the device. A steady decode step waits for nothing here; a step with grammars waits, once
-        its forward pass is enqueued, for the tokens of the step before."""
-        step = EnqueuedStep(counts=plan.sample.astype(np.int32), timer=self._stream.timer())
-        binding: Binding | None = None
+        its forward pass is enqueued, for the tokens of the step before. Without a `timer` its time begins now."""
+        step = EnqueuedStep(counts=plan.sample.astype(np.int32), timer=timer or self._stream.timer())
+        binding = Binding(plan, bound)
         if self._speculation is not None:
+            step.is_granted = plan.drafts is not None
             binding = self._speculate(self._speculation, plan, new)
-            step.bound, step.is_granted = binding.bound, plan.drafts is not None
-            plan = binding.plan
+            if self._ranks is not None:
+                self._ranks.announce(binding.plan, new, binding.bound)
+        plan, step.bound = binding.plan, binding.bound
         for init in new:
             self._start(init)
+        self._write_known(plan, step.bound)
         drawn = drawn_rows(plan, step.bound)
         masks = self._grammars.begin(drawn.slots, drawn.drafts)
         batch, sampled = self._build(plan, drawn)
         for backend, attention_batch in zip(self._attention, batch.attention, strict=True):
             backend.plan(attention_batch)
         hidden = self._forward(batch)
-        self._score_prompts(step, plan, sampled.q_start, hidden)
-        if drawn.rows.size:
-            self._sample(step, hidden, sampled, masks)
-        self._pool(step, plan, sampled.q_start, hidden)
+        if self._ranks is None or self._ranks.has_head:
+            self._score_prompts(step, plan, sampled.q_start, hidden)
+            if drawn.rows.size:
+                self._sample(step, hidden, sampled, masks)
+            self._pool(step, plan, sampled.q_start, hidden)
         fetch = step.start_fetch(self._stream)
         if drawn.rows.size and masks is not None:
             self._grammars.drawn(masks, fetch, drawn.drafts)
-        if self._speculation is not None and binding is not None:
+        if self._speculation is not None:
             self._speculation.enqueued(binding, step)
         return step
 
     def _speculate(self, speculation: Speculation, plan: StepPlan, new: list[NewSlot]) -> Binding:
-        """The plan with its drafts, which are where the step will read them."""
+        """The plan with its drafts."""
         speculation.settle(plan)
         for slot in plan.left:
             speculation.stop(slot)
@@ -227,14 +225,22 @@ class ModelRunner:
                     prediction=init.prediction,
                     cache_salt=init.cache_salt,
                 )
-        binding = speculation.bind(plan, self._grammars.admit)
-        if binding.bound is not None:
-            drafts, rows = binding.bound.drafts, binding.plan
-            slots = np.repeat(rows.slots, drafts.counts)
-            positions = np.repeat(rows.starts, drafts.counts) + offsets(drafts.counts) + np.int32(1)
-            places, tokens = self._stream.stage([self._batches.places(slots, positions), drafts.tokens])
-            self._batches.write_tokens(places, tokens)
-        return binding
+        return speculation.bind(plan, self._grammars.admit)
+
+    def _write_known(self, plan: StepPlan, bound: Bound | None) -> None:
+        """Tokens that the step reads and that no earlier one has drawn here."""
+        if bound is not None:
+            drafts = bound.drafts
+            slots = np.repeat(plan.slots, drafts.counts)
+            positions = np.repeat(plan.starts, drafts.counts) + offsets(drafts.counts) + np.int32(1)
+            tokens = drafts.tokens
+        elif plan.decode_tokens is not None and plan.num_decode_rows:
+            slots, positions = plan.slots[: plan.num_decode_rows], plan.starts[: plan.num_decode_rows]
+            tokens = plan.decode_tokens
+        else:
+            return
+        places, known = self._stream.stage([self._batches.places(slots, positions), tokens])
+        self._batches.write_tokens(places, known)
 
     def _start(self, init: NewSlot) -> None:
         """A request that came since the last step."""
@@ -312,6 +318,12 @@ class ModelRunner:
         if count < len(hidden):
             hidden = hidden[:count] if sampled.last is None else hidden.index_select(0, sampled.last)
         logits = self._model.logits(hidden)
+        assert sampled.places is not None
+        if self._ranks is not None and not self._ranks.leads:
+            step.tokens = self._ranks.hear_tokens(count, logits.device)
+            if step.tokens is not None:
+                self._batches.write_tokens(sampled.places, step.tokens)
+            return
         scored, at = sampled.scored, sampled.scored_on_device
         raw, raw_rows = logits, scored
         if at is not None and masks is not None:
@@ -325,7 +337,8 @@ class ModelRunner:
                 logits, sampled.slots, drawn.positions, sampled.uniform, drawn.drafts
             )
         step.tokens = tokens
-        assert sampled.places is not None
+        if self._ranks is not None:
+            self._ranks.tell_tokens(tokens)
         self._batches.write_tokens(sampled.places, tokens)
         if at is not None:
             most = int(sampled.wanted.max())
@@ -364,8 +377,12 @@ class ModelRunner:
             for first in range(start, end, SCORED_AT_ONCE):
                 last = min(first + SCORED_AT_ONCE, end)
                 states = hidden[q_start[row] + first - start : q_start[row] + last - start]
-                targets = self._batches.read_tokens(slot, first + 1, last + 1)
-                parts.append(score(self._kernels, self._model.logits(states), targets, int(wanted[row])))
+                logits = self._model.logits(states)
+                if self._ranks is None or self._ranks.leads:
+                    targets = self._batches.read_tokens(slot, first + 1, last + 1)
+                    parts.append(score(self._kernels, logits, targets, int(wanted[row])))
+            if not parts:
+                continue
             mine = ScoredRow(row, 0, end - start, int(wanted[row]), is_prompt=True)
             step.scored.append((concatenate(parts), [mine]))
 
@@ -389,14 +406,6 @@ def scratch_decodes(slot: int, count: int) -> StepPlan:
         num_decode_rows=count,
         num_tokens=count,
     )
-
-
-def grammar_of(request: Request) -> Grammar | None:
-    """The compiled grammar that a constrained request carries."""
-    grammar = request.grammar
-    assert (grammar is None) == (request.sampling.grammar is None), "a grammar is compiled before admission"
-    assert grammar is None or isinstance(grammar, Grammar)
-    return grammar
 
 
 def slot_array(num_slots: int, width: int, device: torch.device) -> torch.Tensor:

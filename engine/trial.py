@@ -14,6 +14,7 @@ from ..scheduler.plan import StepPlan
 from .batch import BatchBuilder, ForwardBatch
 from .graphs import CapturedForward
 from .layers.decoder import Decoder
+from .parallel.ranks import Ranks
 from .streams import open_stream
 
 
@@ -33,6 +34,7 @@ class Trial:
         recorder: Recorder | None,
         sizes: Sequence[int],
         device: torch.device,
+        ranks: Ranks | None = None,  # which all do the same, at the same time
     ) -> None:
         self._model = model
         self._attention = attention
@@ -40,6 +42,7 @@ class Trial:
         self._num_tokens = max_num_batched_tokens
         self._num_rows = max_num_seqs
         self._device = device
+        self._ranks = ranks
         tokens = torch.zeros((1, max_model_len), dtype=torch.int32, device=device)
         width = -(-max_model_len // page_size)
         tables = [torch.zeros((1, width), dtype=torch.int32, device=device) for _ in attention]
@@ -51,10 +54,12 @@ class Trial:
         lens = [self._longest] * (self._num_tokens // self._longest)
         lens += [rest] if (rest := self._num_tokens - sum(lens)) else []
         hidden = self._model.forward(self._planned(lens))
-        if self._model.config.head != "lm":
+        if self._model.config.head != "lm" or (self._ranks is not None and not self._ranks.has_head):
             return
         rows = min(self._num_rows, len(hidden))
         logits = self._model.logits(hidden[:rows])
+        if self._ranks is not None and not self._ranks.leads:
+            return
         one = torch.ones(1, device=self._device)
         how = SamplingParameters(
             temperature=one,

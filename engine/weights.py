@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import ConfigurationError
+from .parallel.shard import Part
 
 Shape = tuple[int, ...]
 Progress = Callable[[float], None]
@@ -34,21 +35,32 @@ class DeclaredWeights:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.shapes: dict[str, Shape] = {}
+        self.shapes: dict[str, Shape] = {}  # as they are stored
+        self.num_elements = 0  # of the parts
 
-    def tensor(self, name: str, shape: Shape) -> torch.Tensor:
-        self.shapes[name] = shape
-        return torch.empty(shape, dtype=self.dtype, device="meta")
+    def tensor(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
+        return self.stacked([name], [shape], [part])
 
-    def stacked(self, names: Sequence[str], shapes: Sequence[Shape]) -> torch.Tensor:
+    def stacked(
+        self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None] | None = None
+    ) -> torch.Tensor:
         self.shapes.update(zip(names, shapes, strict=True))
         # Not torch.cat: the first operation on meta tensors imports two seconds' worth of torch.
-        height = sum(shape[0] for shape in shapes)
-        return torch.empty((height, *shapes[0][1:]), dtype=self.dtype, device="meta")
+        own = part_shapes(shapes, parts)
+        self.num_elements += sum(map(math.prod, own))
+        return torch.empty((sum(shape[0] for shape in own), *own[0][1:]), dtype=self.dtype, device="meta")
 
     @property
     def num_bytes(self) -> int:
-        return sum(math.prod(shape) for shape in self.shapes.values()) * self.dtype.itemsize
+        return self.num_elements * self.dtype.itemsize
+
+
+def part_shapes(shapes: Sequence[Shape], parts: Sequence[Part | None] | None) -> list[Shape]:
+    """The shapes of `parts` of stored tensors; None for all of them."""
+    return [
+        shape if part is None else (*shape[: part.dim], part.end - part.first, *shape[part.dim + 1 :])
+        for shape, part in zip(shapes, parts or [None] * len(shapes), strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +91,8 @@ class SafetensorsWeights:
     """The tensors of a checkpoint directory: model.safetensors, or the shards of model.safetensors.index.json.
 
     The constructor checks names and shapes of all that is `needed` and raises one ConfigurationError for whatever
-    does not fit. `progress` gets the share of bytes loaded, 0..1.
+    does not fit. `progress` gets the share of what is to be loaded, 0..1: of `num_elements`, by default all that is
+    needed. Of a part nothing else is read.
     """
 
     def __init__(
@@ -90,6 +103,7 @@ class SafetensorsWeights:
         device: torch.device,
         dtype: torch.dtype,
         names: Names | None = None,
+        num_elements: int | None = None,
         progress: Progress = lambda fraction: None,
     ) -> None:
         names = names or Names()
@@ -110,25 +124,44 @@ class SafetensorsWeights:
             for name, stored in self._stored.items()
         }
         check_shapes(needed, shapes, str(model_dir), names.unused)
-        self._total = sum(math.prod(shape) for shape in needed.values())
+        self._total = num_elements or sum(math.prod(shape) for shape in needed.values())
         self._done = 0
 
-    def tensor(self, name: str, shape: Shape) -> torch.Tensor:
-        mapped = self._mapped(name)
-        self._count(math.prod(shape))
+    def tensor(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
+        if part is not None and part.end > shape[part.dim]:
+            return self.stacked([name], [shape], [part])
+        mapped = self._mapped(name, part)
+        self._count(mapped.numel())
         return mapped.to(device=self._device, dtype=self._dtype)
 
-    def stacked(self, names: Sequence[str], shapes: Sequence[Shape]) -> torch.Tensor:
-        heights = [shape[0] for shape in shapes]
-        out = torch.empty((sum(heights), *shapes[0][1:]), dtype=self._dtype, device=self._device)
-        for name, part in zip(names, out.split_with_sizes(heights), strict=True):
-            part.copy_(self._mapped(name))
-            self._count(part.numel())
+    def stacked(
+        self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None] | None = None
+    ) -> torch.Tensor:
+        own = part_shapes(shapes, parts)
+        heights = [shape[0] for shape in own]
+        out = torch.empty((sum(heights), *own[0][1:]), dtype=self._dtype, device=self._device)
+        for name, place, part in zip(
+            names, out.split_with_sizes(heights), parts or [None] * len(names), strict=True
+        ):
+            mapped = self._mapped(name, part)
+            if mapped.shape != place.shape:
+                place.zero_()
+                place = place[tuple(map(slice, mapped.shape))]
+            place.copy_(mapped)
+            self._count(mapped.numel())
         return out
 
-    def _mapped(self, name: str) -> torch.Tensor:
+    def _mapped(self, name: str, part: Part | None) -> torch.Tensor:
+        """A stored tensor, or what there is of its part."""
         stored = self._stored[name]
-        tensor: torch.Tensor = self._where[stored].get_tensor(stored)
+        tensor: torch.Tensor
+        if part is None:
+            tensor = self._where[stored].get_tensor(stored)
+        else:
+            view = self._where[stored].get_slice(stored)
+            size = view.get_shape()[part.dim]
+            first, end = min(part.first, size), min(part.end, size)
+            tensor = view[(slice(None),) * part.dim + (slice(first, end),)]
         return tensor
 
     def _count(self, numel: int) -> None:
@@ -216,6 +249,7 @@ class DummyWeights:
         seed: int,
         device: torch.device,
         dtype: torch.dtype,
+        num_elements: int | None = None,
         progress: Progress = lambda fraction: None,
     ) -> None:
         self._seed = seed
@@ -224,34 +258,54 @@ class DummyWeights:
         self._progress = progress
         noise = torch.randn(self.BLOCK, generator=torch.Generator().manual_seed(seed))
         self._noise = noise.to(device=device, dtype=dtype)
-        self._total = sum(math.prod(shape) for shape in needed.values())
+        self._total = num_elements or sum(math.prod(shape) for shape in needed.values())
         self._done = 0
 
-    def tensor(self, name: str, shape: Shape) -> torch.Tensor:
-        out = torch.empty(shape, dtype=self._dtype, device=self._device)
-        self._fill(name, out)
+    def tensor(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
+        return self.stacked([name], [shape], [part])
+
+    def stacked(
+        self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None] | None = None
+    ) -> torch.Tensor:
+        own = part_shapes(shapes, parts)
+        heights = [shape[0] for shape in own]
+        out = torch.empty((sum(heights), *own[0][1:]), dtype=self._dtype, device=self._device)
+        for name, shape, place, part in zip(
+            names, shapes, out.split_with_sizes(heights), parts or [None] * len(names), strict=True
+        ):
+            self._fill(name, shape, place, part)
         return out
 
-    def stacked(self, names: Sequence[str], shapes: Sequence[Shape]) -> torch.Tensor:
-        heights = [shape[0] for shape in shapes]
-        out = torch.empty((sum(heights), *shapes[0][1:]), dtype=self._dtype, device=self._device)
-        for name, part in zip(names, out.split_with_sizes(heights), strict=True):
-            self._fill(name, part)
-        return out
-
-    def _fill(self, name: str, out: torch.Tensor) -> None:
+    def _fill(self, name: str, shape: Shape, out: torch.Tensor, part: Part | None) -> None:
+        """`out` is `part` of the noise that the whole tensor would be."""
         if name.lower().endswith("norm.weight"):
             out.fill_(1.0)
         elif name.endswith(".bias"):
             out.zero_()
+        elif part is None or part.dim == 0:
+            first = part.first if part is not None else 0
+            there = out[: max(0, min(out.shape[0], shape[0] - first))]
+            out[len(there) :].zero_()
+            self._fill_rows(name, shape, first, there)
         else:
-            noise = self._noise.roll(zlib.crc32(name.encode()) % self.BLOCK)
-            flat = out.view(-1)
-            for begin in range(0, len(flat), self.BLOCK):
-                part = flat[begin : begin + self.BLOCK]
-                torch.mul(noise[: len(part)], 1 / math.sqrt(out.shape[-1]), out=part)
+            height = max(1, self.BLOCK // shape[1])
+            for row in range(0, shape[0], height):
+                rows = torch.empty(
+                    (min(height, shape[0] - row), shape[1]), dtype=self._dtype, device=self._device
+                )
+                self._fill_rows(name, shape, row, rows)
+                out[row : row + height] = rows[:, part.first : part.end]
         self._done += out.numel()
-        self._progress(self._done / self._total)
+        self._progress(min(1.0, self._done / self._total))
+
+    def _fill_rows(self, name: str, shape: Shape, first: int, out: torch.Tensor) -> None:
+        """`out` are the rows of the tensor from `first` on."""
+        begun = first * math.prod(shape[1:])
+        noise = self._noise.roll(zlib.crc32(name.encode()) % self.BLOCK - begun % self.BLOCK)
+        flat = out.view(-1)
+        for begin in range(0, len(flat), self.BLOCK):
+            part = flat[begin : begin + self.BLOCK]
+            torch.mul(noise[: len(part)], 1 / math.sqrt(shape[-1]), out=part)
 
     def close(self) -> None:
         """Nothing is open."""

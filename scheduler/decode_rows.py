@@ -11,6 +11,7 @@ from .arrays import Bool, Int32, Rows
 from .kv_cache import KVCache
 from .requests import Request
 from .slots import Phase, SlotTable
+from .stages import Stages
 
 PATIENCE = 4  # steps without drafts after which not every step has room for them
 MAX_PAUSE = 16  # at least one step in so many has
@@ -37,12 +38,19 @@ class DecodePlanner:
     """Plans the decodes of a step: rows first come to be known here, with their pages taken and slots moved on."""
 
     def __init__(
-        self, slots: SlotTable, kv: KVCache, *, max_num_batched_tokens: int, max_draft_tokens: int
+        self,
+        slots: SlotTable,
+        kv: KVCache,
+        *,
+        max_num_batched_tokens: int,
+        max_draft_tokens: int,
+        stages: Stages | None = None,  # of a pipeline
     ) -> None:
         self._slots = slots
         self._kv = kv
         self._max_tokens = max_num_batched_tokens
         self._max_drafts = max_draft_tokens
+        self._stages = stages
         self._fruitless = 0  # steps in a row in which nobody had anything verified that might have had
         self._without = 0  # steps in a row without room for drafts
 
@@ -91,6 +99,8 @@ class DecodePlanner:
         """Slots and positions of all that may decode: if drafts in flight may end a request, that is waited for."""
         state = self._slots
         slots = state.decodes()
+        if self._stages is not None:
+            slots = self._stages.share(slots)
         starts: Int32 = state.computed[slots]
         if self._max_drafts:
             ready = starts <= state.limit[slots] - 2

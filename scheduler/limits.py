@@ -38,7 +38,8 @@ class SchedulerConfig:
     A model without `groups` keeps nothing from one step to the next (an encoder): its prompts are not cut into chunks,
     so a step must hold the longest, and requests end with their prompt. `target_itl_ms` is how long a step that has
     decodes should take at most (milliseconds): chunks of prefill are cut to it; 0 = as many tokens as the step holds.
-    `max_draft_tokens` is how many drafts the device may verify in a row.
+    `max_draft_tokens` is how many drafts the device may verify in a row. With `num_stages` > 1 as many steps are computed
+    at once, by the stages of a pipeline: each decodes its share of the requests, and a request is in one of them at a time.
     """
 
     max_num_seqs: int
@@ -51,9 +52,10 @@ class SchedulerConfig:
     max_num_queued_reqs: int | None = None
     target_itl_ms: float = 0.0
     max_draft_tokens: int = 0
+    num_stages: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_model_len", "page_size"):
+        for name in ("max_num_seqs", "max_model_len", "page_size", "num_stages"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -75,6 +77,11 @@ class SchedulerConfig:
         if self.max_draft_tokens < 0:
             raise ValueError(
                 f"max_draft_tokens is {self.max_draft_tokens}, it must be positive, or 0 for none"
+            )
+        if self.max_draft_tokens and self.num_stages > 1:
+            raise ValueError(
+                f"max_draft_tokens is {self.max_draft_tokens} with {self.num_stages} stages: where a row stands must be "
+                "known when its step is planned"
             )
         for group in self.groups:
             if group.num_pages < 1 or (group.kind == "sliding") != (group.window is not None):

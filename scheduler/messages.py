@@ -116,6 +116,9 @@ class EngineConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     max_cudagraph_capture_size: int | None = None
     attention_backend: AttentionBackendName = "auto"
     num_threads: int | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    runtime_dir: str | None = None  # private to the family; None = the temporary directory
     seed: int = 0
     speculative: SpeculativeConfig | None = None
     kv_events: KVEventsConfig | None = None

@@ -48,6 +48,9 @@ class StepPlan:
     for the positions after it and verifies, of which it keeps those that would have been drawn. While such a row is in
     flight its slot's position is known to the device alone, so `starts` of decodes is an upper bound, as `lens` and
     `num_tokens` are; pages are there for all of it.
+
+    `decode_tokens` are the input tokens of the decodes where the stages of a pipeline need them, which sample nothing: no
+    earlier step in flight may then sample for a row of this one.
     """
 
     step: int
@@ -62,6 +65,7 @@ class StepPlan:
     expected_seconds: float = 0.0
     drafts: Int32 | None = None  # (rows,); None = nothing is verified, and all positions are what they are
     left: list[int] = field(default_factory=list)  # slots that their requests left since the last plan
+    decode_tokens: Int32 | None = None  # (num_decode_rows,)
 
 
 @dataclass(slots=True)

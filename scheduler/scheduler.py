@@ -19,6 +19,7 @@ from .policies import POLICIES
 from .prefill_budget import PrefillBudget, StallFree
 from .requests import Request, State
 from .slots import Phase, SlotTable
+from .stages import Stages
 from .step_bounds import StepBounds
 from .waiting import WaitingQueue
 
@@ -58,11 +59,13 @@ class Scheduler:
         self._next_sequence = 0
         self._counters = Counters()
         self._stall_free = StallFree(config.target_itl_ms / 1000)
+        self._stages = Stages(config.num_stages, self.num_slots) if config.num_stages > 1 else None
         self._decodes = DecodePlanner(
             self._slots,
             self._kv,
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_draft_tokens=config.max_draft_tokens,
+            stages=self._stages,
         )
         self._bounds = StepBounds(config.max_num_batched_tokens, config.max_num_seqs)
 
@@ -276,6 +279,9 @@ class Scheduler:
             left=self._slots.left(),
         )
         plan.expected_seconds = self._stall_free.expect(plan)
+        if self._stages is not None:
+            self._stages.planned(plan)
+            plan.decode_tokens = self._slots.tokens[slots[:num_decodes], starts[:num_decodes]]
         return plan
 
     # ------------------------------------------------------------------------------------------------------ commit
@@ -287,6 +293,8 @@ class Scheduler:
         check_counts(plan, result)
         state = self._slots
         self._stall_free.observe(plan, result)
+        if self._stages is not None:
+            self._stages.committed(plan)
         if 0 < plan.num_decode_rows < plan.slots.size:
             self._counters.mixed_step(plan, result, self._stall_free.target_s)
         live: Bool = state.phase[plan.slots] != Phase.FREE
@@ -454,6 +462,8 @@ class Scheduler:
                 self._finish(request, "error")
                 failed.append(request)
         self._slots.wake_all()
+        if self._stages is not None:
+            self._stages.failed()
         self._kv.updates()
         self.flush_cache()
         return failed

@@ -7,11 +7,13 @@ import torch
 from ...kernels.attention.interface import Rotation
 from ...kernels.attention.rotated import rotated
 from ..batch import ForwardBatch
+from ..parallel.grid import local_config
+from .linear import row_parallel
 from .parts import LayerParts
 
 
 class Attention:
-    """Grouped-query self-attention of one layer; q, k and v come out of one product."""
+    """Grouped-query self-attention of one layer; q, k and v come out of one product. Ranks share out the heads."""
 
     def __init__(self, parts: LayerParts, *, qkv_bias: bool, output_bias: bool, qk_norm: bool) -> None:
         config, weights, name = parts.config, parts.weights, f"{parts.name}.self_attn"
@@ -19,23 +21,24 @@ class Attention:
         self.attend = rotated(parts.ops, parts.attention)
         self.cos_sin = parts.cos_sin
         self.eps = config.rms_norm_eps
-        self.heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+        local = local_config(config, parts.shard.tensor.size)
+        self.heads = (local.num_heads, local.num_kv_heads, local.num_kv_heads)
         self.head_dim = config.head_dim
-        self.out_features = config.num_heads * config.head_dim
+        self.out_features = local.num_heads * config.head_dim
 
         hidden = config.hidden_size
-        widths = [heads * config.head_dim for heads in self.heads]
+        q_width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        widths = (q_width, kv_width, kv_width)
+        kv_part = parts.shard.kv_part(config.num_kv_heads, config.head_dim)
+        own = [parts.shard.part(q_width), kv_part, kv_part]
         names = [f"{name}.{x}_proj" for x in "qkv"]
         self.qkv = parts.ops.linear(
-            weights.stacked([f"{n}.weight" for n in names], [(width, hidden) for width in widths]),
-            weights.stacked([f"{n}.bias" for n in names], [(width,) for width in widths])
+            weights.stacked([f"{n}.weight" for n in names], [(width, hidden) for width in widths], own),
+            weights.stacked([f"{n}.bias" for n in names], [(width,) for width in widths], own)
             if qkv_bias
             else None,
         )
-        self.output = parts.ops.linear(
-            weights.tensor(f"{name}.o_proj.weight", (hidden, self.out_features)),
-            weights.tensor(f"{name}.o_proj.bias", (hidden,)) if output_bias else None,
-        )
+        self.output = row_parallel(parts, f"{name}.o_proj", hidden, q_width, bias=output_bias)
         self.q_norm = weights.tensor(f"{name}.q_norm.weight", (config.head_dim,)) if qk_norm else None
         self.k_norm = weights.tensor(f"{name}.k_norm.weight", (config.head_dim,)) if qk_norm else None
 

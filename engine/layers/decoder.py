@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from ...kernels.attention.interface import AttentionBackend
-from ...kernels.interface import Linear, Ops
+from ...kernels.interface import Ops
 from ..batch import ForwardBatch
 from ..models.config import ModelConfig
+from ..parallel.shard import Shard, whole
 from .attention import Attention
 from .mlp import GatedMLP
 from .parts import LayerParts, Weights
+from .vocab import VocabParallelEmbedding, VocabParallelHead, vocab_part
 
 
 class DecoderLayer:
@@ -50,7 +53,7 @@ class DecoderLayer:
 
 
 class Decoder(ABC):
-    """A family is this class with its own `layer`."""
+    """A family is this class with its own `layer`. A `shard` of it has some of the layers, or a part of each."""
 
     def __init__(
         self,
@@ -58,34 +61,49 @@ class Decoder(ABC):
         weights: Weights,
         ops: Ops,
         attention: Sequence[AttentionBackend],  # one per KV group
-        layer_groups: Sequence[int],  # KV group of each layer
+        layer_groups: Sequence[int],  # KV group of each layer of the shard
         cos_sin: torch.Tensor,
+        shard: Shard | None = None,  # None: all of the model
     ) -> None:
         self.config = config
         self.ops = ops
-        table = (config.vocab_size, config.hidden_size)
-        self.embedding = weights.tensor("model.embed_tokens.weight", table)
+        self.shard = shard = shard or whole(config)
+        tied = config.head == "lm" and config.tie_word_embeddings
+        table, own = (config.vocab_size, config.hidden_size), vocab_part(config.vocab_size, shard)
+        if shard.first or (shard.last and tied):
+            embedding = weights.tensor("model.embed_tokens.weight", table, own)
+        self.embed: Callable[[torch.Tensor], torch.Tensor] | None = None
+        if shard.first:
+            self.embed = partial(ops.embedding, embedding)
+            if own is not None:
+                self.embed = VocabParallelEmbedding(ops, embedding, own, shard.tensor)
         self.layers = [
             self.layer(
                 LayerParts(
                     config=config,
                     index=index,
-                    name=f"model.layers.{index}",
+                    name=f"model.layers.{number}",
                     weights=weights,
                     ops=ops,
                     attention=attention[group],
                     cos_sin=cos_sin,
+                    shard=shard,
                 )
             )
-            for index, group in enumerate(layer_groups)
+            for index, (number, group) in enumerate(zip(shard.layers, layer_groups, strict=True))
         ]
+        self.head: Callable[[torch.Tensor], torch.Tensor] | None = None
+        if not shard.last:
+            return
         self.norm = weights.tensor("model.norm.weight", (config.hidden_size,))
-        self.head: Linear | None = None
         match config.head:
             case "lm":
-                tied = config.tie_word_embeddings
-                head = self.embedding if tied else weights.tensor("lm_head.weight", table)
-                self.head = ops.linear(head, is_head=True)
+                product = ops.linear(
+                    embedding if tied else weights.tensor("lm_head.weight", table, own), is_head=True
+                )
+                self.head = (
+                    product if own is None else VocabParallelHead(product, config.vocab_size, shard.tensor)
+                )
             case "classify":
                 shape = (config.num_labels, config.hidden_size)
                 self.head = ops.linear(weights.tensor("score.weight", shape), is_head=True)
@@ -96,16 +114,25 @@ class Decoder(ABC):
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """(T, hidden_size) after the final norm, (R, hidden_size) where the batch names the tokens that are wanted;
-        keys and values of all tokens are in the pages."""
-        x = self.ops.embedding(self.embedding, batch.tokens)
+        keys and values of all tokens are in the pages. A shard without the last layer hands its states to the next."""
+        shard = self.shard
+        if self.embed is not None:
+            x = self.embed(batch.tokens)
+        else:
+            assert shard.pipe is not None
+            x = shard.pipe.receive(len(batch.tokens))
         residual = None
         for layer in self.layers[:-1]:
             x, residual = layer(x, residual, batch)
-        x, residual = self.layers[-1](x, residual, batch, batch.wanted)
+        x, residual = self.layers[-1](x, residual, batch, batch.wanted if shard.last else None)
+        if not shard.last:
+            assert shard.pipe is not None
+            return shard.pipe.send(residual.add_(x))
         x, _ = self.ops.add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(R, hidden_size) -> (R, vocab_size), or (R, num_labels) with a head that classifies."""
+        """(R, hidden_size) -> (R, vocab_size), or (R, num_labels) with a head that classifies. Of ranks that share the
+        vocabulary, all call this, and the first gets it."""
         assert self.head is not None, "a model without a head has no logits"
         return self.head(hidden)

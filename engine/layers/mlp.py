@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import torch
 
+from .linear import row_parallel
 from .parts import LayerParts
 
 
 class GatedMLP:
-    """down(silu(gate(x)) · up(x)); gate and up come out of one product."""
+    """down(silu(gate(x)) · up(x)); gate and up come out of one product. Ranks share out what lies between."""
 
     def __init__(self, parts: LayerParts, *, bias: bool) -> None:
         hidden, inner = parts.config.hidden_size, parts.config.intermediate_size
         weights, name = parts.weights, f"{parts.name}.mlp"
         names = [f"{name}.{x}_proj" for x in ("gate", "up")]
+        own = [parts.shard.part(inner)] * 2
         self.gated = parts.ops.gated_linear(
-            weights.stacked([f"{n}.weight" for n in names], [(inner, hidden)] * 2),
-            weights.stacked([f"{n}.bias" for n in names], [(inner,)] * 2) if bias else None,
+            weights.stacked([f"{n}.weight" for n in names], [(inner, hidden)] * 2, own),
+            weights.stacked([f"{n}.bias" for n in names], [(inner,)] * 2, own) if bias else None,
         )
-        self.down = parts.ops.linear(
-            weights.tensor(f"{name}.down_proj.weight", (hidden, inner)),
-            weights.tensor(f"{name}.down_proj.bias", (hidden,)) if bias else None,
-        )
+        self.down = row_parallel(parts, f"{name}.down_proj", hidden, inner, bias=bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(T, hidden_size) -> (T, hidden_size)."""
