@@ -340,7 +340,7 @@ class CacheOptions(Group, frozen=True):
     kv_cache_memory_bytes: Annotated[
         Positive | None,
         Option(
-            "Memory for the KV cache, such as 4GiB. Default: chosen from what is free.",
+            "Memory for the KV cache, such as 4GiB, in each process of several. Default: chosen from what is free.",
             aliases=("--kv-cache-memory",),
             read=size,
             metavar="SIZE",
@@ -447,8 +447,30 @@ class DeviceOptions(Group, frozen=True):
     ] = "auto"
     num_threads: Annotated[
         Annotated[int, Meta(ge=1, le=1024)] | None,
-        Option("CPU threads of the engine. Default: chosen from the cores."),
+        Option("CPU threads of the engine, of each process of several. Default: chosen from the cores."),
     ] = None
+
+
+class ParallelOptions(Group, frozen=True):
+    """Parallelism"""
+
+    tensor_parallel_size: Annotated[
+        int,
+        Meta(ge=1, le=1024),
+        Option(
+            "Processes that share every layer of the model, each on a GPU of its own (or all on the CPU): attention heads, "
+            "KV heads and the MLP must divide by it.",
+            aliases=("--tp-size", "-tp"),
+        ),
+    ] = 1
+    pipeline_parallel_size: Annotated[
+        int,
+        Meta(ge=1, le=1024),
+        Option(
+            "Stages of consecutive layers, each run by --tensor-parallel-size processes; as many steps are in flight.",
+            aliases=("--pp-size", "-pp"),
+        ),
+    ] = 1
 
 
 class ObservabilityOptions(Group, frozen=True):
@@ -500,5 +522,6 @@ class ServeConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     response_store: ResponseStoreOptions = ResponseStoreOptions()
     grammar: GrammarOptions = GrammarOptions()
     device: DeviceOptions = DeviceOptions()
+    parallel: ParallelOptions = ParallelOptions()
     observability: ObservabilityOptions = ObservabilityOptions()
     lifecycle: LifecycleOptions = LifecycleOptions()

@@ -96,7 +96,7 @@ def describe_family(config: ServeConfig, files: ModelFiles, directory: Path, lis
         multiprocess_dir.mkdir()
 
     def engine_command(incarnation: int) -> list[str]:
-        told = engine_config(config, files, endpoints, incarnation)
+        told = engine_config(config, files, endpoints, incarnation, directory)
         return python_module("penstock.engine", write(directory / "engine-0.json", told))
 
     def frontend_command(index: int, incarnation: int) -> list[str]:
@@ -144,7 +144,7 @@ def write(path: Path, told: msgspec.Struct) -> Path:
 
 
 def engine_config(
-    config: ServeConfig, files: ModelFiles, endpoints: list[str], incarnation: int
+    config: ServeConfig, files: ModelFiles, endpoints: list[str], incarnation: int, directory: Path
 ) -> EngineConfig:
     model, scheduler, cache, device = config.model, config.scheduler, config.cache, config.device
     num_pages = cache.num_gpu_blocks_override
@@ -182,6 +182,9 @@ def engine_config(
         max_cudagraph_capture_size=scheduler.max_cudagraph_capture_size,
         attention_backend=device.attention_backend,
         num_threads=device.num_threads,
+        tensor_parallel_size=config.parallel.tensor_parallel_size,
+        pipeline_parallel_size=config.parallel.pipeline_parallel_size,
+        runtime_dir=str(directory),
         seed=model.seed or 0,
         speculative=speculation(config.speculative),
         kv_events=cache.kv_events_config,

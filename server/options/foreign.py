@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 NOT_YET = "is not supported yet: leave it out"
-ONE_DEVICE = "is not supported yet, a server runs on one device: leave it out"
+ONE_REPLICA = "is not supported yet, a server is one replica on one machine: leave it out"
 
 # name with dashes -> what the error says after the flag
 KNOWN = {
@@ -28,12 +28,12 @@ KNOWN = {
     "speculative-ngram-max-bfs-breadth": "is not supported, drafts are chains: leave it out",
     "speculative-ngram-max-match-window-size": "is spelled differently here: use --ngram-prompt-lookup-max",
     "speculative-ngram-match-type": "is not supported, drafts are chains: leave it out",
-    "distributed-executor-backend": ONE_DEVICE,
-    "use-ray": ONE_DEVICE,
+    "distributed-executor-backend": ONE_REPLICA,
+    "use-ray": ONE_REPLICA,
 }
 
-ONE_DEVICE_NAMES = (
-    "tensor-parallel-size tp-size tp pipeline-parallel-size pp-size pp data-parallel-size dp-size dp ep-size ep "
+ONE_REPLICA_NAMES = (
+    "data-parallel-size dp-size dp ep-size ep "
     "enable-expert-parallel enable-eplb nnodes node-rank master-addr master-port headless dist-init-addr "
     "load-balance-method moe-a2a-backend moe-runner-backend decode-context-parallel-size dcp"
 )
@@ -55,7 +55,7 @@ NOT_YET_NAMES = (
     "schedule-low-priority-values-first enable-log-outputs disable-uvicorn-access-log disable-fastapi-docs"
 )
 # families of options, by how their names begin
-ONE_DEVICE_PREFIXES = ("data-parallel-", "dist-", "eplb-", "moe-")
+ONE_REPLICA_PREFIXES = ("data-parallel-", "dist-", "eplb-", "moe-")
 NOT_YET_PREFIXES = (
     "speculative-",
     "structured-outputs-config",
@@ -75,8 +75,8 @@ def advice(name: str) -> str | None:
     if name in KNOWN:
         return KNOWN[name]
     bare = name.removeprefix("no-")
-    if bare in ONE_DEVICE_NAMES.split() or bare.startswith(ONE_DEVICE_PREFIXES):
-        return ONE_DEVICE
+    if bare in ONE_REPLICA_NAMES.split() or bare.startswith(ONE_REPLICA_PREFIXES):
+        return ONE_REPLICA
     if bare in NOT_YET_NAMES.split() or bare.startswith(NOT_YET_PREFIXES):
         return NOT_YET
     return None

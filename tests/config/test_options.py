@@ -156,6 +156,12 @@ def test_a_list_takes_several_words_after_the_model() -> None:
     assert parsed.server.api_key == ["c", "d"]
 
 
+@pytest.mark.parametrize("flag", ["--tensor-parallel-size", "--tp-size", "--tp", "-tp"])
+def test_ranks_are_counted_under_every_name_that_users_know(flag: str) -> None:
+    parallel = config(flag, "2", flag.replace("tensor", "pipeline").replace("tp", "pp"), "3").parallel
+    assert (parallel.tensor_parallel_size, parallel.pipeline_parallel_size) == (2, 3)
+
+
 def test_the_last_of_a_repeated_flag_counts() -> None:
     assert config("--port", "1", "--port", "2").server.port == 2
 
@@ -242,7 +248,7 @@ def test_an_empty_file_changes_nothing(file) -> None:
             "max-num-seqs: 1\nmax-running-requests: 2\n",
             ["max-running-requests 2", "contradicts", "max-num-seqs"],
         ),
-        ("tensor-parallel-size: 2\n", ["tensor-parallel-size", "not supported yet"]),
+        ("data-parallel-size: 2\n", ["data-parallel-size", "not supported yet"]),
         ("config: other.yaml\n", ["config", "unknown option"]),
         ("port: 1\n bad: [\n", ["serve.yaml", "not valid YAML in line 2"]),
         ("- port\n", ["serve.yaml", "found a list"]),
@@ -301,8 +307,8 @@ def test_a_missing_file_is_named() -> None:
         ("--model one two", ["two", "already given as --model one"]),
         ("one --model two", ["--model two", "contradicts MODEL"]),
         # what vLLM and SGLang have and we do not
-        ("--tensor-parallel-size 2", ["--tensor-parallel-size", "not supported yet", "leave it out"]),
-        ("-tp 2", ["-tp", "not supported yet", "leave it out"]),
+        ("--data-parallel-size 2", ["--data-parallel-size", "not supported yet", "leave it out"]),
+        ("-dp 2", ["-dp", "not supported yet", "leave it out"]),
         ("--quantization fp8", ["--quantization fp8", "int8, int4"]),
         ("-q fp8", ["-q fp8", "int8, int4"]),
         ("-quantization int8", ["-quantization", "unknown option"]),
