@@ -25,14 +25,15 @@ LOWEST_PRIORITY = 19
 
 
 class Prefault:
-    """For one KV group on the host. `tensors` have pages as their first dimension; page ids are used from 0 up."""
+    """For one KV group on the host. `tensors` have pages as their first dimension; page ids are used from 0 up.
+    There are none in a stage of a pipeline that has no layer of the group."""
 
     def __init__(self, tensors: Sequence[torch.Tensor], page_size: int) -> None:
-        self._num_pages = len(tensors[0])
+        self._num_pages = len(tensors[0]) if tensors else 0
         self._starts = [tensor.data_ptr() for tensor in tensors]
         self._page_bytes = [tensor[0].nbytes for tensor in tensors]
         self._ahead = -(-AHEAD_TOKENS // page_size)
-        self._chunk = max(1, CHUNK_BYTES // max(self._page_bytes))
+        self._chunk = max(1, CHUNK_BYTES // max(self._page_bytes, default=CHUNK_BYTES))
         self._target = 0
         self.num_committed = 0  # pages below this are committed
         self._changed = threading.Condition()

@@ -188,10 +188,22 @@ class Simulation:
         limits = np.maximum(table.limit[plan.slots], table.known[plan.slots])
         assert (ends + plan.sample <= limits).all(), "a token past the limit is planned"
         self._check_writes(plan)
+        self._check_stages(plan)
         if config.policy == "fcfs":
             waiting = [request.rank for request in self.scheduler._waiting]
             for init in plan.inits:
                 assert all(init.request.rank < rank for rank in waiting), "admitted out of order"
+
+    def _check_stages(self, plan: StepPlan) -> None:
+        """Stages of a pipeline get what they read with the plan: no step in flight may still be about to draw it."""
+        if self.scheduler.config.num_stages == 1:
+            assert plan.decode_tokens is None
+            return
+        decodes, starts = plan.slots[: plan.num_decode_rows], plan.starts[: plan.num_decode_rows]
+        for other, _ in self.in_flight:
+            assert not set(decodes.tolist()) & set(other.slots[other.sample].tolist())
+        assert plan.decode_tokens is not None
+        np.testing.assert_array_equal(plan.decode_tokens, self.device.tokens[decodes, starts])
 
     def _check_writes(self, plan: StepPlan) -> None:
         """A written page has no other reader, but those that first map it in this very step."""

@@ -15,11 +15,12 @@ import pytest
 from running_server import Running, serve, wait_until
 
 GRAMMAR = "penstock.engine.grammar"
+RANK = "penstock.engine.parallel"
 NUMBERS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 999}, "minItems": 200}
 PROMPTS = [f"Tell me a story about number {number}." for number in range(8)]
 
 
-def body(prompt: str, number: int, stream: bool = True) -> dict[str, object]:
+def body(prompt: str, number: int, stream: bool = True, max_tokens: int = 300) -> dict[str, object]:
     """Half greedy, half seeded sampling; long enough that a kill finds every stream in the middle.
 
     A schema holds two of eight. For the others the model's special tokens, ids 0 to 2, are banned: a model past its
@@ -35,7 +36,7 @@ def body(prompt: str, number: int, stream: bool = True) -> dict[str, object]:
         **length,
         "model": "penstock-demo",
         "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": 300,
+        "max_tokens": max_tokens,
         "temperature": 0 if number % 2 or number == 2 else 0.9,
         "seed": number,
         "stream": stream,
@@ -45,8 +46,9 @@ def body(prompt: str, number: int, stream: bool = True) -> dict[str, object]:
 class Stream(threading.Thread):
     """One streamed chat; `pieces` grows as text arrives."""
 
-    def __init__(self, server: Running, prompt: str, number: int) -> None:
+    def __init__(self, server: Running, prompt: str, number: int, max_tokens: int = 300) -> None:
         super().__init__(daemon=True)
+        self.max_tokens = max_tokens
         self.pieces: list[str] = []
         self.error: object = None
         self.finish: str | None = None
@@ -54,7 +56,8 @@ class Stream(threading.Thread):
 
     def run(self) -> None:
         url = f"{self.server.v1}/chat/completions"
-        with httpx.stream("POST", url, json=body(self.prompt, self.number), timeout=120) as response:
+        asked = body(self.prompt, self.number, max_tokens=self.max_tokens)
+        with httpx.stream("POST", url, json=asked, timeout=120) as response:
             for line in response.iter_lines():
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
@@ -88,6 +91,35 @@ def test_killed_engine_is_a_pause_and_streams_end_with_the_same_tokens() -> None
         assert {stream.finish for stream in streams} == {"length"}
         assert server.engine().pid != first.pid
         wait_until(lambda: server.load()["held_pages"] == 0, "every page to return")
+
+
+def test_killed_rank_takes_its_replica_down_and_streams_end_with_the_same_tokens() -> None:
+    with serve("--dtype", "float32", "--max-num-seqs", "8", "--tensor-parallel-size", "2") as server:
+        undisturbed, streams = (
+            [Stream(server, PROMPTS[number], number, max_tokens=60) for number in (0, 1, 2)] for _ in range(2)
+        )  # seeded, greedy, with a schema
+        for stream in undisturbed:
+            stream.start()
+        for stream in undisturbed:
+            stream.join(60)
+        for stream in streams:
+            stream.start()
+        engine, (rank,) = server.engine(), server.children(RANK)
+        wait_until(lambda: all(len(stream.pieces) > 5 for stream in streams), "all streams to be under way")
+        rank.kill()
+        assert {stream.finish for stream in streams} == {None}
+        for stream in streams:
+            stream.join(60)
+        assert [stream.error for stream in (*undisturbed, *streams)] == [None] * 6
+        assert ["".join(stream.pieces) for stream in streams] == [
+            "".join(stream.pieces) for stream in undisturbed
+        ]
+        assert not engine.is_running()
+        # The other way round: no rank outlives the one that leads.
+        engine, (rank,) = server.engine(), server.children(RANK)
+        engine.kill()
+        _, alive = psutil.wait_procs([rank], timeout=10)
+        assert not alive
 
 
 def test_engine_that_cannot_be_restarted_ends_streams_with_an_error_and_fails_health() -> None:
@@ -145,6 +177,25 @@ def test_a_stop_signal_finishes_running_streams_and_leaves_nothing(how: signal.S
         stream.join(10)
         assert stream.error is None
         assert stream.finish == "length"
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert not alive
+    assert not left_behind(before)
+
+
+def test_a_stop_signal_finishes_what_runs_in_the_stages_of_a_pipeline() -> None:
+    before = left_behind(set())
+    with serve("--max-num-seqs", "8", "--pipeline-parallel-size", "2") as server:
+        family = whole_family(server)
+        assert len([process for process in family if RANK in process.cmdline()]) == 1
+        streams = [Stream(server, PROMPTS[number], 1) for number in range(3)]
+        for stream in streams:
+            stream.start()
+        wait_until(lambda: all(len(stream.pieces) > 5 for stream in streams), "the streams to be under way")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        for stream in streams:
+            stream.join(10)
+        assert {(str(stream.error), stream.finish) for stream in streams} == {("None", "length")}
         _, alive = psutil.wait_procs(family, timeout=5)
         assert not alive
     assert not left_behind(before)

@@ -127,7 +127,7 @@ def never_fits(simulation: Simulation, request: Request) -> bool:
     caching=st.sampled_from([True, True, True, False]),
     target_ms=st.sampled_from([0.0, 4.0, 20.0]),
     min_chunk=st.sampled_from([1, 3, 16]),
-    drafts=st.sampled_from([0, 0, 1, 3, 7]),
+    drafts_and_stages=st.sampled_from([(0, 1), (0, 1), (1, 1), (3, 1), (7, 1), (0, 2), (0, 3)]),
 )
 def test_every_request_ends_as_it_would_alone_and_no_page_is_lost(
     arrivals: list[Arrival],
@@ -140,7 +140,7 @@ def test_every_request_ends_as_it_would_alone_and_no_page_is_lost(
     caching: bool,
     target_ms: float,
     min_chunk: int,
-    drafts: int,
+    drafts_and_stages: tuple[int, int],
 ) -> None:
     groups = build_groups(pools, page_size)
     config = make_config(
@@ -152,7 +152,8 @@ def test_every_request_ends_as_it_would_alone_and_no_page_is_lost(
         policy=policy,
         enable_prefix_caching=caching,
         target_itl_ms=target_ms,
-        max_draft_tokens=drafts,
+        max_draft_tokens=drafts_and_stages[0],
+        num_stages=drafts_and_stages[1],
     )
     simulation = Simulation(config, lag, events=True, seconds=lambda plan: 1e-3 * (2 + plan.num_tokens))
     todo = sorted(enumerate(arrivals), key=lambda pair: pair[1].step)
