@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from engine_runs import Served, serve
-from penstock.engine import kv_pool, weights
-from penstock.engine.assemble import create
+from penstock.engine import assemble, kv_pool, weights
 from penstock.engine.build import create_runner, load_model
 from penstock.engine.choices import choose
+from penstock.engine.device_thread import DeviceThread
 from penstock.engine.errors import ConfigurationError
+from penstock.engine.link import FrontEndLink
 from penstock.engine.model_config import read_model_config
 from penstock.engine.new_slot import NewSlot
 from penstock.engine.parallel.grid import (
@@ -23,15 +27,17 @@ from penstock.engine.parallel.grid import (
     refuse_too_few_devices,
     refuse_what_does_not_divide,
 )
-from penstock.engine.parallel.group import Group
+from penstock.engine.parallel.group import Group, open_store
 from penstock.engine.parallel.messages import decode_to_follower, encode, plan_of, step_of
 from penstock.engine.parallel.shard import Part, Shard
+from penstock.engine.step_runner import StepHandle
 from penstock.engine.weights import DummyWeights
 from penstock.kernels.reference import TorchOps
 from penstock.scheduler.messages import EngineConfig, PoolingParams, SamplingParams
-from penstock.scheduler.plan import PageUpdates, StepPlan
+from penstock.scheduler.plan import PageUpdates, StepPlan, StepResult
 from pooling_runs import pool
 from rank_threads import led
+from simulation import make_request
 from tiny_encoders import make_encoder
 from tiny_models import VOCAB_SIZE, make_checkpoint
 
@@ -275,6 +281,53 @@ def test_a_stage_reads_its_layers_and_its_end_of_the_model(
     assert {name for name in first if ".layers." not in name} == {"model.embed_tokens.weight"}
 
 
+# --------------------------------------------------------------------------------------------------------- failures
+
+
+class FailingRunner:
+    """Every step raises."""
+
+    num_slots = 64
+
+    def __init__(self) -> None:
+        self.launched = 0
+        self.thread = DeviceThread()
+
+    def launch(self, plan: StepPlan) -> StepHandle:
+        self.launched += 1
+        return self.thread.submit(self.fail)
+
+    def fail(self) -> StepResult:
+        raise RuntimeError("one rank failed, the others wait")
+
+    def close(self) -> None:
+        self.thread.close()
+
+
+@pytest.mark.parametrize("grid", [TENSOR, STAGES])
+def test_a_failed_step_of_several_ranks_is_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, Path], grid: tuple[int, int]
+) -> None:
+    one = create_runner(engine_config(checkpoints["llama"]))
+    one.runner.close()
+    runner = FailingRunner()
+    monkeypatch.setattr(assemble, "create", lambda config, progress: replace(one, runner=runner))
+    link = FrontEndLink([], "engine")
+    engine = assemble.assemble(
+        engine_config(checkpoints["llama"], *grid, async_scheduling=False),
+        incarnation=1,
+        link=link,
+        progress=lambda phase, fraction: None,
+        imports_s=0.0,
+    )
+    engine._scheduler.add(make_request(0, range(5)))
+    with pytest.raises(RuntimeError, match="one rank failed"):
+        engine.run()
+    assert runner.launched == 1
+    engine.close()
+    link.close()
+
+
 # ------------------------------------------------------------------------------------------------------- messages
 
 
@@ -345,7 +398,7 @@ def test_heads_may_be_shared_out_down_to_one_and_kv_heads_beyond(checkpoints: di
 def test_encoders_are_refused(tmp_path: Path) -> None:
     make_encoder("bert", tmp_path)
     with pytest.raises(ConfigurationError, match="encoder, which runs on one device"):
-        create(engine_config(tmp_path, 2), lambda phase, fraction: None)
+        assemble.create(engine_config(tmp_path, 2), lambda phase, fraction: None)
 
 
 @pytest.mark.parametrize(("stages", "layers"), [(1, 5), (2, 5), (3, 8), (4, 4)])
@@ -354,3 +407,20 @@ def test_every_layer_has_one_stage_and_stages_differ_by_one_at_most(stages: int,
     assert [layer for run in runs for layer in run] == list(range(layers))
     assert max(map(len, runs)) - min(map(len, runs)) <= 1
     assert len(runs[-1]) == min(map(len, runs))
+
+
+def test_a_rank_whose_peer_stays_away_stops_waiting(tmp_path: Path) -> None:
+    groups = [Group(rank, 2) for rank in range(2)]
+    threads = [
+        threading.Thread(
+            target=group.connect,
+            args=(open_store(str(tmp_path / "store"), 2), "pair", torch.device("cpu"), timedelta(seconds=2)),
+        )
+        for group in groups
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with pytest.raises(RuntimeError, match=r"[Tt]imed? ?out"):
+        groups[0].all_reduce(torch.ones(3))
