@@ -129,7 +129,7 @@ class SafetensorsWeights:
 
     def tensor(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
         if part is not None and part.end > shape[part.dim]:
-            return self.stacked([name], [shape], [part])
+            return self._stacked([name], [shape], [part])
         mapped = self._mapped(name, part)
         self._count(mapped.numel())
         return mapped.to(device=self._device, dtype=self._dtype)
@@ -137,12 +137,15 @@ class SafetensorsWeights:
     def stacked(
         self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None] | None = None
     ) -> torch.Tensor:
+        return self._stacked(names, shapes, parts or [None] * len(names))
+
+    def _stacked(
+        self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None]
+    ) -> torch.Tensor:
         own = part_shapes(shapes, parts)
         heights = [shape[0] for shape in own]
         out = torch.empty((sum(heights), *own[0][1:]), dtype=self._dtype, device=self._device)
-        for name, place, part in zip(
-            names, out.split_with_sizes(heights), parts or [None] * len(names), strict=True
-        ):
+        for name, place, part in zip(names, out.split_with_sizes(heights), parts, strict=True):
             mapped = self._mapped(name, part)
             if mapped.shape != place.shape:
                 place.zero_()
@@ -262,17 +265,20 @@ class DummyWeights:
         self._done = 0
 
     def tensor(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
-        return self.stacked([name], [shape], [part])
+        return self._stacked([name], [shape], [part])
 
     def stacked(
         self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None] | None = None
     ) -> torch.Tensor:
+        return self._stacked(names, shapes, parts or [None] * len(names))
+
+    def _stacked(
+        self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None]
+    ) -> torch.Tensor:
         own = part_shapes(shapes, parts)
         heights = [shape[0] for shape in own]
         out = torch.empty((sum(heights), *own[0][1:]), dtype=self._dtype, device=self._device)
-        for name, shape, place, part in zip(
-            names, shapes, out.split_with_sizes(heights), parts or [None] * len(names), strict=True
-        ):
+        for name, shape, place, part in zip(names, shapes, out.split_with_sizes(heights), parts, strict=True):
             self._fill(name, shape, place, part)
         return out
 

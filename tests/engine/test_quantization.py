@@ -127,11 +127,11 @@ def test_matrices_are_quantised_one_by_one(
 
     tensor, stacked = kind.tensor, kind.stacked
 
-    def one(self: Any, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return watched(name, tensor(self, name, shape))
+    def one(self: Any, name: str, *more: Any) -> torch.Tensor:
+        return watched(name, tensor(self, name, *more))
 
-    def several(self: Any, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        return watched(names[0], stacked(self, names, shapes))
+    def several(self: Any, names: Sequence[str], *more: Any) -> torch.Tensor:
+        return watched(names[0], stacked(self, names, *more))
 
     monkeypatch.setattr(kind, "tensor", one)
     monkeypatch.setattr(kind, "stacked", several)
