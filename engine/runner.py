@@ -342,7 +342,9 @@ class ModelRunner:
         self._batches.write_tokens(sampled.places, tokens)
         if at is not None:
             most = int(sampled.wanted.max())
-            scores = score(self._kernels, raw, tokens.index_select(0, at), most, raw_rows)
+            # Of what a row does not come to nobody asks the scores.
+            looked_up = tokens.index_select(0, at).clamp_(min=0)
+            scores = score(self._kernels, raw, looked_up, most, raw_rows)
             owners = drawn.rows[scored]
             firsts = np.flatnonzero(np.diff(owners, prepend=-1)).tolist()
             rows = [

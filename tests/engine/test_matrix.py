@@ -34,7 +34,7 @@ REQUESTS = {
     "seeded": SamplingParams(max_tokens=TOKENS, temperature=1.1, seed=1),
     "truncated": SamplingParams(max_tokens=TOKENS, temperature=0.9, top_p=0.9, top_k=40, min_p=0.01, seed=2),
     "penalties": SamplingParams(
-        max_tokens=TOKENS, temperature=0.0, repetition_penalty=1.4, presence_penalty=0.5
+        max_tokens=TOKENS, temperature=0.0, repetition_penalty=1.4, presence_penalty=0.5, logprobs=1
     ),
     "frequency": SamplingParams(max_tokens=TOKENS, temperature=1.0, frequency_penalty=1.5, seed=3),
     "bias": SamplingParams(max_tokens=TOKENS, temperature=1.0, logit_bias={9: 4.0, 11: -100.0}, seed=7),
