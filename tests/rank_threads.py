@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
+from penstock.engine.bound import Bound
 from penstock.engine.build import Built, create_runner
 from penstock.engine.new_slot import NewSlot
 from penstock.engine.parallel.grid import Grid, grid_of
@@ -46,8 +47,8 @@ class ThreadControl:
     def watch(self) -> None:
         pass
 
-    def announce(self, plan: StepPlan, new: list[NewSlot]) -> None:
-        self._send(encode(step_of(plan, new)))
+    def announce(self, plan: StepPlan, new: list[NewSlot], bound: Bound | None) -> None:
+        self._send(encode(step_of(plan, new, bound)))
 
     def close(self, *, at_once: bool) -> None:
         if self.rank == self.table.grid.leader:

@@ -10,7 +10,6 @@ import torch
 from ...kernels.interface import Ops, Recorder
 from ...scheduler.messages import EngineConfig
 from ..choices import Choices
-from ..errors import ConfigurationError
 from ..models.config import ModelConfig
 from .grid import grid_of, refuse_too_few_devices, refuse_what_does_not_divide
 from .leader import lead
@@ -29,11 +28,6 @@ def take_place(
     on_gpus = choices.device.type == "cuda"
     if ranks is None:
         refuse_what_does_not_divide(grid, model_config)
-        if grid.stages > 1 and config.speculative is not None:
-            raise ConfigurationError(
-                f"--speculative-config: drafts are verified in one stage, and --pipeline-parallel-size is {grid.stages}: "
-                "leave one of them out"
-            )
         if on_gpus:
             refuse_too_few_devices(grid, torch.cuda.device_count())
         ranks = lead(config)

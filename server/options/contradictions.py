@@ -103,3 +103,9 @@ def speculative_contradictions(config: ServeConfig) -> Iterator[str]:
             f"--speculative-config: method {speculative.method}: nothing decodes with --runner pooling: leave one of "
             "them out"
         )
+    stages = config.parallel.pipeline_parallel_size
+    if speculative is not None and stages > 1:
+        yield (
+            f"--speculative-config: method {speculative.method}: does not work with --pipeline-parallel-size {stages} "
+            "yet: leave one of them out"
+        )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from engine_runs import Served, serve
+from oracle_drafter import oracle_speculation
 from penstock.engine import assemble, kv_pool, weights
 from penstock.engine.build import create_runner, load_model
 from penstock.engine.choices import choose
@@ -30,6 +31,7 @@ from penstock.engine.parallel.grid import (
 from penstock.engine.parallel.group import Group, open_store
 from penstock.engine.parallel.messages import decode_to_follower, encode, plan_of, step_of
 from penstock.engine.parallel.shard import Part, Shard
+from penstock.engine.runner import ModelRunner
 from penstock.engine.step_runner import StepHandle
 from penstock.engine.weights import DummyWeights
 from penstock.kernels.reference import TorchOps
@@ -141,6 +143,21 @@ def test_ranks_give_the_logits_and_tokens_of_one(
     assert sum(request.num_cached_tokens > 0 for request in served.requests) >= 2
     assert any(0 < plan.num_decode_rows < len(plan.slots) for plan in served.plans)
     assert built.info.kv_cache_bytes >= 26 * 4 * 2 * 4
+
+
+def test_drafts_are_verified_by_all_ranks(
+    checkpoints: dict[str, Path], alone: dict[str, Served], tmp_path: Path
+) -> None:
+    texts = [prompt + output for prompt, output in zip(PROMPTS, alone["llama"].outputs, strict=True)]
+    with led(engine_config(checkpoints["llama"], *TENSOR), tmp_path) as built:
+        assert isinstance(built.runner, ModelRunner)
+        built.runner._speculation = oracle_speculation(
+            built.runner.num_slots, texts, max_draft_tokens=4, wrong_every=4, vocab_size=VOCAB_SIZE
+        )
+        drafting = replace(built, scheduler_config=replace(built.scheduler_config, max_draft_tokens=4))
+        served = serve(drafting, PROMPTS, SAMPLINGS, arrive_every=4)
+    assert served.outputs == alone["llama"].outputs
+    assert 0 < served.load.num_accepted_tokens < served.load.num_draft_tokens
 
 
 def test_ranks_keep_the_tokens_with_the_next_step_planned_or_not(
@@ -342,12 +359,14 @@ def test_a_plan_survives_its_message() -> None:
         num_decode_rows=1,
         num_tokens=5,
         pages=[PageUpdates(*(np.array([i], np.int32) for i in range(3)))],
+        left=[6, 2],
         decode_tokens=np.array([42], np.int32),
     )
-    new = [NewSlot(1, np.arange(4, dtype=np.int32), 3, sampling, PoolingParams(task="embed"), None)]
-    message = decode_to_follower(encode(step_of(plan, new)))
-    again, (slot,) = plan_of(message)
-    for name in ("step", "num_decode_rows", "num_tokens"):
+    new = [NewSlot(1, np.arange(4, dtype=np.int32), 3, sampling, PoolingParams(task="embed"), None, "salt")]
+    message = decode_to_follower(encode(step_of(plan, new, None)))
+    again, (slot,), bound = plan_of(message)
+    assert bound is None
+    for name in ("step", "num_decode_rows", "num_tokens", "left"):
         assert getattr(again, name) == getattr(plan, name)
     for name in ("slots", "starts", "lens", "sample", "decode_tokens"):
         np.testing.assert_array_equal(getattr(again, name), getattr(plan, name))
