@@ -24,6 +24,10 @@ from penstock.engine.grammar.masks import MaskThread
 from penstock.engine.layers.rope import rope_table
 from penstock.engine.model_config import read_model_config
 from penstock.engine.models.registry import FAMILIES
+from penstock.engine.parallel.grid import local_config
+from penstock.engine.parallel.group import Group
+from penstock.engine.parallel.ranks import Ranks
+from penstock.engine.parallel.shard import Part
 from penstock.engine.pooling import Pooler
 from penstock.engine.pooling_config import Purpose
 from penstock.engine.runner import ModelRunner
@@ -299,11 +303,46 @@ class PlacedWeights:
         for file in sorted(path.glob("*.safetensors")):
             self._tensors |= load_file(file)
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return self._place(self._tensors[name].float().clone())
+    def tensor(self, name: str, shape: tuple[int, ...], part: Part | None = None) -> torch.Tensor:
+        return self._place(cut(self._tensors[name].float(), part).clone())
 
-    def stacked(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        return self._place(torch.cat([self._tensors[name].float() for name in names]))
+    def stacked(
+        self,
+        names: Sequence[str],
+        shapes: Sequence[tuple[int, ...]],
+        parts: Sequence[Part | None] | None = None,
+    ) -> torch.Tensor:
+        each = zip(names, parts or [None] * len(names), strict=True)
+        return self._place(torch.cat([cut(self._tensors[name].float(), part) for name, part in each]))
+
+
+def cut(tensor: torch.Tensor, part: Part | None) -> torch.Tensor:
+    """The part, with zeros for what lies past the end."""
+    if part is None:
+        return tensor
+    padded = list(tensor.shape)
+    padded[part.dim] = max(0, part.end - padded[part.dim])
+    whole = torch.cat([tensor, tensor.new_zeros(padded)], part.dim)
+    return whole.narrow(part.dim, part.first, part.end - part.first)
+
+
+class LateGroup(Group):
+    """Exchanges what the tensors of late devices will have been. That one device waits for another is not noted: it is
+    no host that waits."""
+
+    def all_reduce(self, x: LateTensor) -> LateTensor:
+        with _disable_current_modes(), torch.inference_mode():
+            super().all_reduce(x.inner)
+        return x
+
+    def gather(self, x: LateTensor) -> list[LateTensor]:
+        with _disable_current_modes(), torch.inference_mode():
+            return [LateTensor(part) for part in super().gather(x.inner)]
+
+    def broadcast(self, x: LateTensor) -> LateTensor:
+        with _disable_current_modes(), torch.inference_mode():
+            super().broadcast(x.inner)
+        return x
 
 
 @contextmanager
@@ -313,10 +352,11 @@ def gathered_runner(
     *,
     capture_sizes: Sequence[int] = (),
     recorder: Recorder | None = None,
+    ranks: Ranks | None = None,
     **options: Any,
 ) -> Iterator[Built]:
     """A runner of the checkpoint in float32, on plain torch and `GatheredAttention`: on the late device, or with None
-    on the CPU as ever."""
+    on the CPU as ever. With `ranks` (of one stage) it is one of several."""
     config = EngineConfig(
         model_dir=str(path),
         **{"device": "cpu", "num_threads": 1, "page_size": 4, "target_itl_ms": 0.0, "dtype": "float32"}
@@ -327,8 +367,15 @@ def gathered_runner(
     length = config.max_model_len or 96
     groups = kv_pool.group_layers(model_config, length)
     pages = (config.num_pages or 64,) * len(groups.windows)
+    local, shard = model_config, None
+    if ranks is not None:
+        if device:
+            ranks._tensor = LateGroup(ranks.rank, ranks.grid.tensor)
+        local = local_config(model_config, ranks.grid.tensor)
+        shard = ranks.shard(model_config, choices.dtype, choices.device)
+        ranks.connect(torch.device("cpu"))
     attention = [
-        GatheredAttention(attention_spec(config, model_config, choices, window)) for window in groups.windows
+        GatheredAttention(attention_spec(config, local, choices, window)) for window in groups.windows
     ]
     thread = DeviceThread()
     mode = LateMode(device) if device else None
@@ -347,9 +394,10 @@ def gathered_runner(
             attention,
             groups.of_layer,
             place(rope_table(model_config, length, choices.device)),
+            shard,
         )
         kv = kv_pool.allocate(
-            model_config,
+            local,
             groups,
             tuple(count + 1 for count in pages),
             page_size=config.page_size,
@@ -373,6 +421,7 @@ def gathered_runner(
             stream=stream,
             capture_sizes=capture_sizes,
             scratch_pages=pages,
+            ranks=ranks,
         )
 
     runner = thread.submit(make).result()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any, TypeAlias
 
+from late_device import LateDevice, gathered_runner
 from penstock.engine.bound import Bound
 from penstock.engine.build import Built, create_runner
 from penstock.engine.new_slot import NewSlot
@@ -15,6 +19,7 @@ from penstock.engine.parallel.grid import Grid, grid_of
 from penstock.engine.parallel.messages import Step, Stop, decode_to_follower, encode, plan_of, step_of
 from penstock.engine.parallel.ranks import Ranks
 from penstock.engine.runner import ModelRunner
+from penstock.engine.step_runner import StepHandle
 from penstock.scheduler.messages import EngineConfig
 from penstock.scheduler.plan import StepPlan
 
@@ -59,42 +64,62 @@ class ThreadControl:
             frames.put(frame)
 
 
-def follow(config: EngineConfig, table: Table, rank: int, store: str) -> None:
+Build: TypeAlias = Callable[[Ranks], AbstractContextManager[Built]]
+
+
+@contextmanager
+def created(config: EngineConfig, ranks: Ranks) -> Iterator[Built]:
+    built = create_runner(config, ranks=ranks)
+    yield built
+    built.runner.close()
+
+
+def follow(build: Build, table: Table, rank: int, store: str) -> None:
     try:
-        runner = create_runner(
-            config, ranks=Ranks(table.grid, rank, store, ThreadControl(table, rank))
-        ).runner
-        assert isinstance(runner, ModelRunner)
-        steps = []
-        while isinstance(message := decode_to_follower(table.frames[rank].get()), Step):
-            steps.append(runner.start(*plan_of(message)))
-        runner.close()
-        for step in steps:
-            step.result()
+        with build(Ranks(table.grid, rank, store, ThreadControl(table, rank))) as built:
+            assert isinstance(built.runner, ModelRunner)
+            steps: deque[StepHandle] = deque()
+            while isinstance(message := decode_to_follower(table.frames[rank].get()), Step):
+                steps.append(built.runner.start(*plan_of(message)))
+                if len(steps) > 2:
+                    steps.popleft().result()
+            for step in steps:
+                step.result()
     except BaseException as error:
         table.errors.append(error)
         table.barrier.abort()
 
 
 @contextmanager
-def led(config: EngineConfig, folder: Path) -> Iterator[Built]:
+def led(config: EngineConfig, folder: Path, build: Build | None = None) -> Iterator[Built]:
     """The leader's runner, while the other ranks that `config` asks for follow it. Raises what a follower raised."""
-    grid = grid_of(config)
+    grid, build = grid_of(config), build or partial(created, config)
     table, store = Table(grid), str(folder / "store")
     threads = [
-        threading.Thread(target=follow, args=(config, table, rank, store), daemon=True)
+        threading.Thread(target=follow, args=(build, table, rank, store), name=f"rank-{rank}", daemon=True)
         for rank in grid.followers
     ]
     for thread in threads:
         thread.start()
     try:
-        built = create_runner(
-            config, ranks=Ranks(grid, grid.leader, store, ThreadControl(table, grid.leader))
-        )
-        yield built
-        built.runner.close()
+        with build(Ranks(grid, grid.leader, store, ThreadControl(table, grid.leader))) as built:
+            yield built
     finally:
         for thread in threads:
             thread.join(60)
         if table.errors:
             raise table.errors[0]
+
+
+@contextmanager
+def led_late(path: Path, folder: Path, devices: Sequence[LateDevice], **options: Any) -> Iterator[Built]:
+    """As `led`, of ranks that share every layer, each on its own one of the `devices`; `options` as `gathered_runner`
+    has them, `recorder` made for each."""
+    recorder = options.pop("recorder", lambda: None)
+
+    def build(ranks: Ranks) -> AbstractContextManager[Built]:
+        return gathered_runner(path, devices[ranks.rank], ranks=ranks, recorder=recorder(), **options)
+
+    config = EngineConfig(model_dir=str(path), tensor_parallel_size=len(devices))
+    with led(config, folder, build) as built:
+        yield built

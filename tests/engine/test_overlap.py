@@ -22,6 +22,7 @@ from penstock.scheduler.messages import GrammarSpec, SamplingParams
 from penstock.scheduler.plan import StepPlan
 from penstock.scheduler.requests import Request
 from penstock.scheduler.scheduler import Scheduler
+from rank_threads import led_late
 from tiny_models import VOCAB_SIZE, make_checkpoint
 
 LONG = torch.randint(3, VOCAB_SIZE, (80,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -242,6 +243,39 @@ def test_changed_logits_make_the_device_thread_wait_for_nothing(
             in_flight.append((plan, handle))
             oldest, handle = in_flight.popleft()
             scheduler.commit(oldest, handle.result(), 0.0)
+
+
+# --------------------------------------------------------------------------------------------------- several ranks
+
+
+def test_ranks_on_late_devices_give_the_tokens_and_scores_of_one(
+    path: Path, at_once: Built, tmp_path: Path
+) -> None:
+    reference = serve(at_once, PROMPTS, MIXED)
+    with led_late(path, tmp_path, [LateDevice(), LateDevice()], **TIGHT) as late:
+        served = serve(late, PROMPTS, MIXED)
+    assert served.outputs == reference.outputs
+    for mine, theirs in zip(served.logprobs, reference.logprobs, strict=True):
+        assert [row.top_ids.tolist() for row in mine] == [row.top_ids.tolist() for row in theirs]
+
+
+def test_in_a_steady_decode_step_no_rank_waits(path: Path, tmp_path: Path) -> None:
+    devices = [LateDevice(), LateDevice()]
+    with led_late(path, tmp_path, devices, max_num_seqs=8, num_pages=200) as late:
+        scheduler, in_flight = decoding(late, [PLAIN["temperature"]] * 8)
+        for device in devices:
+            device.waits.clear()
+        for _ in range(8):
+            plan = scheduler.plan(0.0)
+            assert plan is not None
+            in_flight.append((plan, late.runner.launch(plan)))
+            oldest, handle = in_flight.popleft()
+            scheduler.commit(oldest, handle.result(), 0.0)
+        waited = [{thread for thread, _ in device.waits} for device in devices]
+    assert waited == [{"MainThread"}, {"rank-1"}], "only who takes in results"
+
+
+# ------------------------------------------------------------------------------------------------------- failures
 
 
 def one_row(slot: int) -> StepPlan:

@@ -14,6 +14,7 @@ from penstock.engine.build import create_runner
 from penstock.engine.graphs import CapturedForward, PaddedSizes, default_sizes
 from penstock.kernels.interface import NotRecordable
 from penstock.scheduler.messages import EngineConfig, SamplingParams
+from rank_threads import led_late
 from tiny_models import VOCAB_SIZE, make_checkpoint
 
 LONG = torch.randint(3, VOCAB_SIZE, (80,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -82,6 +83,22 @@ def test_padded_steps_on_a_late_device_give_the_same_tokens(path: Path) -> None:
     with gathered_runner(path, LateDevice(), recorder=recorder, capture_sizes=SIZES, **TIGHT) as padded:
         assert serve(padded, PROMPTS, HOW).outputs == expected.outputs
     assert recorder.replayed > 10
+
+
+def test_padded_steps_of_two_ranks_give_the_same_tokens(path: Path, tmp_path: Path) -> None:
+    with gathered_runner(path, None, **TIGHT) as plain:
+        expected = serve(plain, PROMPTS, HOW)
+    recorders: list[RerunRecorder] = []
+
+    def recorder() -> RerunRecorder:
+        recorders.append(RerunRecorder())
+        return recorders[-1]
+
+    devices = [LateDevice(), LateDevice()]
+    with led_late(path, tmp_path, devices, recorder=recorder, capture_sizes=SIZES, **TIGHT) as padded:
+        assert serve(padded, PROMPTS, HOW).outputs == expected.outputs
+    assert [each.recorded for each in recorders] == [len(SIZES)] * 2
+    assert recorders[0].replayed == recorders[1].replayed > 10
 
 
 def test_padding_writes_to_its_own_page_and_to_no_other(path: Path) -> None:

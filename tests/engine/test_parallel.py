@@ -362,7 +362,7 @@ def test_a_plan_survives_its_message() -> None:
         left=[6, 2],
         decode_tokens=np.array([42], np.int32),
     )
-    new = [NewSlot(1, np.arange(4, dtype=np.int32), 3, sampling, PoolingParams(task="embed"), None, "salt")]
+    new = [NewSlot(1, np.arange(4, dtype=np.int32), 3, sampling, PoolingParams(task="embed"), None, "salt", None)]
     message = decode_to_follower(encode(step_of(plan, new, None)))
     again, (slot,), bound = plan_of(message)
     assert bound is None
