@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from penstock.engine.errors import ConfigurationError
 from penstock.engine.link import FrontEndLink
 from penstock.engine.model_config import read_model_config
 from penstock.engine.new_slot import NewSlot
+from penstock.engine.parallel import leader
 from penstock.engine.parallel.grid import (
     Grid,
     layers_of,
@@ -29,7 +31,13 @@ from penstock.engine.parallel.grid import (
     refuse_what_does_not_divide,
 )
 from penstock.engine.parallel.group import Group, open_store
-from penstock.engine.parallel.messages import decode_to_follower, encode, plan_of, step_of
+from penstock.engine.parallel.messages import (
+    EXIT_BAD_CONFIGURATION,
+    decode_to_follower,
+    encode,
+    plan_of,
+    step_of,
+)
 from penstock.engine.parallel.shard import Part, Shard
 from penstock.engine.runner import ModelRunner
 from penstock.engine.step_runner import StepHandle
@@ -306,7 +314,8 @@ class FailingRunner:
 
     num_slots = 64
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
         self.launched = 0
         self.thread = DeviceThread()
 
@@ -315,19 +324,22 @@ class FailingRunner:
         return self.thread.submit(self.fail)
 
     def fail(self) -> StepResult:
-        raise RuntimeError("one rank failed, the others wait")
+        raise self.error
 
     def close(self) -> None:
         self.thread.close()
 
 
-@pytest.mark.parametrize("grid", [TENSOR, STAGES])
+@pytest.mark.parametrize(("grid", "error"), [(TENSOR, torch.OutOfMemoryError), (STAGES, RuntimeError)])
 def test_a_failed_step_of_several_ranks_is_not_tried_again(
-    monkeypatch: pytest.MonkeyPatch, checkpoints: dict[str, Path], grid: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoints: dict[str, Path],
+    grid: tuple[int, int],
+    error: type[Exception],
 ) -> None:
     one = create_runner(engine_config(checkpoints["llama"]))
     one.runner.close()
-    runner = FailingRunner()
+    runner = FailingRunner(error("one rank failed, the others wait"))
     monkeypatch.setattr(assemble, "create", lambda config, progress: replace(one, runner=runner))
     link = FrontEndLink([], "engine")
     engine = assemble.assemble(
@@ -338,11 +350,48 @@ def test_a_failed_step_of_several_ranks_is_not_tried_again(
         imports_s=0.0,
     )
     engine._scheduler.add(make_request(0, range(5)))
-    with pytest.raises(RuntimeError, match="one rank failed"):
+    with pytest.raises(error, match="one rank failed"):
         engine.run()
     assert runner.launched == 1
     engine.close()
     link.close()
+
+
+class EndedProcess:
+    """As `subprocess.Popen`, of a process that is no more."""
+
+    def __init__(self, status: int) -> None:
+        self.returncode = status
+
+    def poll(self) -> int:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self.returncode
+
+
+@pytest.mark.parametrize(
+    ("status", "grace_s", "lost"),
+    [(1, 60.0, True), (EXIT_BAD_CONFIGURATION, 0.01, True), (EXIT_BAD_CONFIGURATION, 60.0, False)],
+)
+def test_a_rank_is_lost_when_it_ends_unless_the_leader_hears_that_it_cannot_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, grace_s: float, lost: bool
+) -> None:
+    reasons: SimpleQueue[str] = SimpleQueue()
+    monkeypatch.setattr(leader.subprocess, "Popen", lambda *args, **more: EndedProcess(status))
+    monkeypatch.setattr(leader, "GRACE_S", grace_s)
+    (tmp_path / "ranks").mkdir()
+    followers = leader.Followers(
+        engine_config(tmp_path, 2), Grid(2, 1), tmp_path / "ranks", "store", reasons.put
+    )
+    followers.watch()
+    if lost:
+        assert reasons.get(timeout=30.0) == f"rank 1 ended (exit status {status})"
+    followers.close(at_once=True)
+    for thread in threading.enumerate():
+        if thread.name == "watch-rank-1":
+            thread.join(30.0)
+    assert reasons.empty()
 
 
 # ------------------------------------------------------------------------------------------------------- messages
@@ -362,7 +411,9 @@ def test_a_plan_survives_its_message() -> None:
         left=[6, 2],
         decode_tokens=np.array([42], np.int32),
     )
-    new = [NewSlot(1, np.arange(4, dtype=np.int32), 3, sampling, PoolingParams(task="embed"), None, "salt", None)]
+    new = [
+        NewSlot(1, np.arange(4, dtype=np.int32), 3, sampling, PoolingParams(task="embed"), None, "salt", None)
+    ]
     message = decode_to_follower(encode(step_of(plan, new, None)))
     again, (slot,), bound = plan_of(message)
     assert bound is None
