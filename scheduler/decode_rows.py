@@ -9,7 +9,6 @@ import numpy as np
 
 from .arrays import Bool, Int32, Rows
 from .kv_cache import KVCache
-from .requests import Request
 from .slots import Phase, SlotTable
 from .stages import Stages
 
@@ -141,14 +140,9 @@ class DecodePlanner:
                 return slots, starts, rows, counts
             if (state.phase == Phase.DRAIN).any() or state.doubt[slots].any():
                 assert (counts == 1).all(), "a row without drafts lacks one page"
-                last = sorted(rows.tolist(), key=lambda row: self._rank(int(slots[row])))[-short:]
+                last = sorted(rows.tolist(), key=lambda row: state.request_in(int(slots[row])).rank)[-short:]
                 keep: Bool = np.ones(slots.size, np.bool_)
                 keep[last] = False
                 slots, starts = slots[keep], starts[keep]
                 return slots, starts, *kv.lacking(slots, starts + np.int32(1))
             give_way()
-
-    def _rank(self, slot: int) -> tuple[int, float, int]:
-        request = self._slots.requests[slot]
-        assert isinstance(request, Request), f"slot {slot} is empty"
-        return request.rank

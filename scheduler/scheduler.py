@@ -9,14 +9,14 @@ import numpy as np
 from .arrays import Bool, Int32
 from .counters import Counters
 from .decode_rows import DecodePlanner, DecodeRows
-from .kv_cache import Hit, KVCache
+from .kv_cache import KVCache
 from .kv_events import KVEventLog, KVEventPublisher
 from .limits import QueueFull, RequestTooLong, SchedulerConfig, refuse_what_never_fits
 from .messages import EngineLoad, FinishReason
 from .outcome import StepOutcome, first_scores, undelivered_scores
-from .plan import RowLogprobs, SlotInit, StepPlan, StepResult, check_counts
-from .policies import POLICIES
-from .prefill_budget import PrefillBudget, StallFree
+from .plan import RowLogprobs, StepPlan, StepResult, check_counts
+from .prefill_budget import StallFree
+from .prefill_rows import PrefillPlanner, PrefillRows
 from .requests import Request, State
 from .slots import Phase, SlotTable
 from .stages import Stages
@@ -51,9 +51,6 @@ class Scheduler:
             log=self._log,
         )
         self._waiting = WaitingQueue()
-        self._pick = POLICIES[config.policy]
-        self._prefills: list[int] = []  # slots in phase PREFILL, in order of rank
-        self._num_running = 0
         self._in_flight: deque[StepPlan] = deque()
         self._next_step = 0
         self._next_sequence = 0
@@ -68,6 +65,9 @@ class Scheduler:
             stages=self._stages,
         )
         self._bounds = StepBounds(config.max_num_batched_tokens, config.max_num_seqs)
+        self._prefills = PrefillPlanner(
+            config, self._slots, self._kv, self._waiting, self._counters, self._bounds
+        )
 
     # ---------------------------------------------------------------------------------------------------- requests
 
@@ -108,7 +108,7 @@ class Scheduler:
 
     def has_work(self) -> bool:
         """Whether anything waits, runs or is in flight."""
-        return bool(len(self._waiting) or self._num_running or self._in_flight)
+        return bool(len(self._waiting) or self._slots.num_live or self._in_flight)
 
     # -------------------------------------------------------------------------------------------------------- plan
 
@@ -120,131 +120,28 @@ class Scheduler:
         """
         preempted_before = self._counters.num_preemptions
         decodes = self._decodes.plan(lambda: self._preempt(self._last_in_rank()))
-        chunks: list[tuple[int, int, int]] = []
-        inits: list[SlotInit] = []
-        if self._prefills or len(self._waiting):
+        prefills = PrefillRows()
+        if self._prefills.slots or len(self._waiting):
             budget = self._stall_free.budget(self.config.max_num_batched_tokens, decodes)
             budget.tokens = min(budget.tokens, self._bounds.prefill_tokens)
-            self._plan_prefills(chunks, budget)
-            if self._counters.num_preemptions == preempted_before:
-                inits = self._plan_admissions(chunks, budget, now)
-        if not decodes.slots.size and not chunks:
-            if self._in_flight or not self._num_running:
+            may_admit = self._counters.num_preemptions == preempted_before
+            prefills = self._prefills.plan(budget, now, may_admit=may_admit)
+            if prefills.inits:
+                self._decodes.expect_drafts()
+        if not decodes.slots.size and not prefills.chunks:
+            if self._in_flight or not self._slots.num_live:
                 return None
             # All that run are prefills without pages: the last gives way to the first.
-            assert self._num_running > 1, "a request that fits the pools found no page"
+            assert self._slots.num_live > 1, "a request that fits the pools found no page"
             self._preempt(self._last_in_rank())
             return self.plan(now)
 
-        step = self._assemble(decodes, chunks, inits)
+        step = self._assemble(decodes, prefills)
         self._in_flight.append(step)
         return step
 
-    def _plan_prefills(self, chunks: list[tuple[int, int, int]], budget: PrefillBudget) -> None:
-        """Append chunks (slot, start, length) of the prefills that have begun."""
-        for slot in list(self._prefills):
-            if budget.spent:
-                break
-            self._plan_chunk(slot, chunks, budget)
-
-    def _plan_chunk(self, slot: int, chunks: list[tuple[int, int, int]], budget: PrefillBudget) -> int:
-        """Plan as much of the slot's prefill as budget and pages allow; returns the tokens planned."""
-        state, kv, page_size = self._slots, self._kv, self.config.page_size
-        start, known = int(state.computed[slot]), int(state.known[slot])
-        if kv.sliding:
-            kv.give_back(np.array([slot], np.int32), np.array([start], np.int32))
-        room = (kv.pages_for(start) + kv.available()) * page_size - start
-        length = min(budget.chunk(start, known - start), room)
-        if length <= 0:
-            return 0
-        budget.take(start, length)
-        end = start + length
-        kv.grow(slot, end)
-        state.computed[slot] = end
-        request = self._request_in(slot)
-        kv.cache(request, slot, end)
-        chunks.append((slot, start, length))
-        if end == known:
-            self._prefills.remove(slot)
-            request.data = b""
-            state.move(slot, Phase.DECODE if known <= state.limit[slot] - 2 else Phase.DRAIN)
-        return length
-
-    def _plan_admissions(
-        self, chunks: list[tuple[int, int, int]], budget: PrefillBudget, now: float
-    ) -> list[SlotInit]:
-        """Admit waiting requests while budget, slots and pages last; appends their chunks."""
-        inits: list[SlotInit] = []
-        while (
-            not budget.spent
-            and len(self._waiting)
-            and self._num_running < self._bounds.num_seqs
-            and self._slots.num_free
-        ):
-            request = self._pick(self._waiting, self._cached_tokens)
-            if not self.config.groups and len(request.tokens) > budget.tokens:
-                if chunks:
-                    break
-                budget.tokens = len(request.tokens)  # more than the device had memory for: alone it may fit
-            spare = self._spare_pages()
-            if self._kv.surely_short(request, spare):
-                break
-            hit = self._kv.hit(request)
-            if self._kv.shortage(hit, len(request.tokens), self.config.max_num_batched_tokens, spare):
-                break
-            if not budget.chunk(hit.num_tokens, len(request.tokens) - hit.num_tokens):
-                break
-            slot = self._admit(request, hit, now)
-            inits.append(SlotInit(slot, request))
-            planned = self._plan_chunk(slot, chunks, budget)
-            assert planned > 0, "an admitted request found no page"
-        return inits
-
-    def _cached_tokens(self, request: Request) -> int:
-        node = self._kv.match(request)
-        return node.depth * self.config.page_size if node is not None else 0
-
-    def _spare_pages(self) -> list[int]:
-        """Pages to leave when admitting, per group: what begun prefills still need, and half a page per running
-        request, so that the next decodes do not at once preempt what was admitted."""
-        spare = []
-        for group in range(len(self.config.groups)):
-            pages = self._num_running // 2
-            for slot in self._prefills:
-                known, computed = int(self._slots.known[slot]), int(self._slots.computed[slot])
-                peak = self._kv.needed(group, known, self.config.max_num_batched_tokens)
-                held = self._kv.pages_for(computed) - int(self._kv.firsts[group][slot])
-                pages += max(0, peak - held)
-            spare.append(pages)
-        return spare
-
-    def _admit(self, request: Request, hit: Hit, now: float) -> int:
-        self._waiting.admitted(request)
-        request.move(State.RUNNING)
-        slot = self._slots.assign(request, request.token_limit(self.config.max_model_len))
-        self._kv.admit(slot, hit)
-        self._slots.computed[slot] = hit.num_tokens
-        request.node = hit.nodes[-1] if hit.nodes else None
-        if not request.data:
-            request.data = request.tokens.tobytes()
-        self._num_running += 1
-        self._decodes.expect_drafts()
-        self._prefills.append(slot)
-        self._prefills.sort(key=lambda each: self._request_in(each).rank)
-        if request.admitted_at is None:
-            request.admitted_at = now
-            request.num_cached_tokens = min(hit.num_tokens, request.num_prompt_tokens)
-            self._counters.prompt_tokens += request.num_prompt_tokens
-            self._counters.cached_prompt_tokens += request.num_cached_tokens
-            if self.config.enable_prefix_caching:
-                self._counters.prefix_cache_queries += len(request.tokens)
-                self._counters.prefix_cache_hits += hit.num_tokens
-        return slot
-
-    def _assemble(
-        self, decodes: DecodeRows, chunks: list[tuple[int, int, int]], inits: list[SlotInit]
-    ) -> StepPlan:
-        slots, starts = decodes.slots, decodes.starts
+    def _assemble(self, decodes: DecodeRows, prefills: PrefillRows) -> StepPlan:
+        slots, starts, chunks = decodes.slots, decodes.starts, prefills.chunks
         num_decodes = slots.size
         lens: Int32 = np.ones(num_decodes + len(chunks), np.int32)
         sample: Bool = np.ones(num_decodes + len(chunks), np.bool_)
@@ -273,7 +170,7 @@ class Scheduler:
             sample=sample,
             num_decode_rows=num_decodes,
             num_tokens=int(lens.sum()),
-            inits=inits,
+            inits=prefills.inits,
             pages=self._kv.updates(),
             drafts=drafts,
             left=self._slots.left(),
@@ -315,7 +212,7 @@ class Scheduler:
         )
         for entry in result.logprobs:
             if live[entry.row]:
-                request = self._request_in(int(plan.slots[entry.row]))
+                request = self._slots.request_in(int(plan.slots[entry.row]))
                 scores: RowLogprobs | None = entry
                 if entry.is_prompt:
                     scores = undelivered_scores(request, int(plan.starts[entry.row]), entry)
@@ -326,10 +223,10 @@ class Scheduler:
                     outcome.logprobs.append((request, scores))
         for pooled in result.pooled:
             if live[pooled.row]:
-                outcome.pooled.append((self._request_in(int(plan.slots[pooled.row])), pooled))
+                outcome.pooled.append((self._slots.request_in(int(plan.slots[pooled.row])), pooled))
         for predicted in result.predicted:
             if live[predicted.row]:
-                request = self._request_in(int(plan.slots[predicted.row]))
+                request = self._slots.request_in(int(plan.slots[predicted.row]))
                 request.predicted_here = (predicted.accepted, predicted.rejected)
                 outcome.predicted.append(request)
         self._in_flight.popleft()
@@ -339,7 +236,7 @@ class Scheduler:
             reason: FinishReason = (
                 "stop" if new.stopped[row] else "repetition" if new.repeats[row] else "length"
             )
-            self._end(self._request_in(int(slots[row])), reason, outcome)
+            self._end(self._slots.request_in(int(slots[row])), reason, outcome)
         for plan_row, reason in result.ended:
             ended = state.requests[plan.slots[plan_row]]
             if live[plan_row] and ended is not None:
@@ -377,7 +274,7 @@ class Scheduler:
             if not live[row]:
                 continue
             slot = int(plan.slots[row])
-            request = self._request_in(slot)
+            request = self._slots.request_in(slot)
             ends = not plan.sample[row] and plan.starts[row] + plan.lens[row] == self._slots.known[slot]
             if (plan.sample[row] or ends) and request.first_token_at is None:
                 assert request.admitted_at is not None
@@ -389,11 +286,6 @@ class Scheduler:
                 self._end(request, "stop" if request.pooling is not None else "length", outcome)
 
     # ------------------------------------------------------------------------------------------------ giving slots up
-
-    def _request_in(self, slot: int) -> Request:
-        request = self._slots.requests[slot]
-        assert request is not None, f"slot {slot} is empty"
-        return request
 
     def _last_in_rank(self) -> Request:
         """The running request that gives way first: lowest priority, then youngest."""
@@ -419,9 +311,8 @@ class Scheduler:
             request.tokens = state.tokens[slot, :known].copy()
         self._kv.release(request, slot, min(known, computed) if keep_pages else 0)
         if state.phase[slot] == Phase.PREFILL:
-            self._prefills.remove(slot)
+            self._prefills.slots.remove(slot)
         state.free(slot, self._in_flight[-1].step if self._in_flight else None)
-        self._num_running -= 1
 
     def _finish(self, request: Request, reason: FinishReason) -> None:
         request.move(State.FINISHED)
@@ -475,7 +366,7 @@ class Scheduler:
         waiting = self._waiting.num_tokens
         return self._counters.fill(
             EngineLoad(
-                num_running=self._num_running,
+                num_running=self._slots.num_live,
                 num_waiting=len(self._waiting),
                 kv_usage=max((pool.num_held / pool.num_pages for pool in pools), default=0.0),
                 held_pages=sum(pool.num_held for pool in pools),
@@ -491,8 +382,8 @@ class Scheduler:
         """Prove that slots and pages are conserved and every count matches its holders; raises AssertionError."""
         self._slots.check()
         running = dict(self._slots.running())
-        assert len(running) == self._num_running <= self.config.max_num_seqs
-        assert set(self._prefills) == set(np.flatnonzero(self._slots.phase == Phase.PREFILL).tolist())
+        assert len(running) == self._slots.num_live <= self.config.max_num_seqs
+        assert set(self._prefills.slots) == set(np.flatnonzero(self._slots.phase == Phase.PREFILL).tolist())
         for request in running.values():
             assert request.state is State.RUNNING
         for request in self._waiting:

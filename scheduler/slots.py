@@ -71,6 +71,7 @@ class SlotTable:
         self._stop_ids: Int32 = np.full((num_slots, 1), -1, np.int32)
         self._many_stop_ids: dict[int, frozenset[int]] = {}
         self._repetition: dict[int, Repetition] = {}
+        self.num_live = 0  # slots with a request
         self._free = list(range(num_slots - 1, -1, -1))
         self._resting: deque[tuple[int, int]] = deque()  # (step that still names it, slot)
         self._left: list[int] = []
@@ -102,6 +103,7 @@ class SlotTable:
             output = request.tokens[request.num_prompt_tokens :]
             self._repetition[slot] = Repetition(sampling.repetition_detection, output)
         request.slot = slot
+        self.num_live += 1
         self.move(slot, Phase.PREFILL)
         return slot
 
@@ -115,6 +117,7 @@ class SlotTable:
         self._repetition.pop(slot, None)
         self.move(slot, Phase.FREE)
         self._left.append(slot)
+        self.num_live -= 1
         if newest_step is None:
             self._free.append(slot)
         else:
@@ -148,6 +151,11 @@ class SlotTable:
         self._decodes = None
 
     # --------------------------------------------------------------------------------------------------------- reading
+
+    def request_in(self, slot: int) -> Request:
+        request = self.requests[slot]
+        assert request is not None, f"slot {slot} is empty"
+        return request
 
     def decodes(self) -> Int32:
         """The slots in phase DECODE; the array is never written to again."""
