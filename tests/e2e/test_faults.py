@@ -94,7 +94,8 @@ def test_killed_engine_is_a_pause_and_streams_end_with_the_same_tokens() -> None
 
 
 def test_killed_rank_takes_its_replica_down_and_streams_end_with_the_same_tokens() -> None:
-    with serve(*"--dtype float32 --max-num-seqs 8 --tensor-parallel-size 2 --spec-method ngram".split()) as server:
+    two_ranks = ("--tensor-parallel-size", "2", "--spec-method", "ngram")
+    with serve("--dtype", "float32", "--max-num-seqs", "8", *two_ranks) as server:
         undisturbed, streams = (
             [Stream(server, PROMPTS[number], number, max_tokens=60) for number in (0, 1, 2)] for _ in range(2)
         )  # seeded, greedy, with a schema
