@@ -33,6 +33,18 @@ ELSEWHERE = {
     "engine_restart_limit": "test_supervisor",
     "engine_restart_window": "test_supervisor",
     "enable_auto_tool_choice": "without effect, as its description says",
+    "spec_model": "test_speculative_options",
+    "speculative_eagle_topk": "test_speculative_options: it has one value",
+}
+# options that mean something beside others only
+BESIDE = {"speculative": {"spec_method": "ngram"}}
+ANOTHER = {
+    "kv_events_config": KVEventsConfig(hwm=7),
+    "pooler_config": PoolerConfig("MEAN"),
+    "cudagraph_capture_sizes": [3],
+    "speculative_config": {"method": "ngram", "window": 2048},
+    "spec_method": None,
+    "speculative_adaptive": False,
 }
 
 
@@ -66,12 +78,8 @@ def told(
 
 def another_value(field: Field) -> Any:
     """A valid value of the option that is not its default."""
-    if field.name == "kv_events_config":
-        return KVEventsConfig(hwm=7)
-    if field.name == "pooler_config":
-        return PoolerConfig("MEAN")
-    if field.name == "cudagraph_capture_sizes":
-        return [3]
+    if field.name in ANOTHER:
+        return ANOTHER[field.name]
     match field.kind:
         case "bool":
             return not field.default
@@ -95,7 +103,9 @@ def another_value(field: Field) -> Any:
 )
 def test_no_option_is_accepted_and_ignored(field: Field, files: ModelFiles, tmp_path: Path) -> None:
     base = ServeConfig()
-    group = msgspec.structs.replace(getattr(base, field.group), **{field.name: another_value(field)})
+    group = msgspec.structs.replace(getattr(base, field.group), **BESIDE.get(field.group, {}))
+    base = msgspec.structs.replace(base, **{field.group: group})
+    group = msgspec.structs.replace(group, **{field.name: another_value(field)})
     changed = msgspec.structs.replace(base, **{field.group: group})
     assert told(changed, files, tmp_path / "a") != told(base, files, tmp_path / "a")
 
