@@ -98,11 +98,13 @@ def serve(
     arrive_every: int = 0,
     num_prompt_tokens: list[int] | None = None,
     compile_grammar: Compile | None = None,
+    predictions: list[list[int]] | None = None,
 ) -> Served:
     """Run prompts through a new scheduler and the runner to their end, `check()` after every commit.
 
     `arrive_every` n adds one request every n steps instead of all at once. `num_prompt_tokens` says how much of each
     prompt is one; the rest is output that an earlier run produced. `compile_grammar` is for samplings with a grammar.
+    `predictions` are what the users of the requests expect (nothing, where one is empty).
     """
     scheduler = Scheduler(built.scheduler_config)
     assert scheduler.num_slots <= built.runner.num_slots
@@ -115,9 +117,12 @@ def serve(
             num_prompt_tokens=count,
             sampling=how,
             grammar=compile_grammar(how.grammar) if compile_grammar and how.grammar else None,
+            prediction=np.array(predicted, np.int32) if predicted else None,
             arrival=i,
         )
-        for i, (prompt, count, how) in enumerate(zip(prompts, counts, each, strict=True))
+        for i, (prompt, count, how, predicted) in enumerate(
+            zip(prompts, counts, each, predictions or [[]] * len(prompts), strict=True)
+        )
     ]
     waiting = deque(requests)
     logprobs: list[list[RowLogprobs]] = [[] for _ in requests]
