@@ -238,10 +238,11 @@ def test_seeds_give_the_same_whatever_the_company(plain: Built, expected: Served
 
 def test_stop_tokens_and_lengths_cut_an_accepted_run_at_every_place(plain: Built, expected: Served) -> None:
     output = expected.outputs[0]
-    ends = [replace_sampling(REQUESTS["greedy"], max_tokens=count) for count in range(1, 20)]
-    ends += [replace_sampling(REQUESTS["greedy"], stop_token_ids=[token]) for token in output[:20]]
+    greedy = replace_sampling(REQUESTS["greedy"], logprobs=0)
+    ends = [replace_sampling(greedy, max_tokens=count) for count in range(1, 20)]
+    ends += [replace_sampling(greedy, stop_token_ids=[token]) for token in output[:20]]
     ends += [
-        replace_sampling(REQUESTS["greedy"], stop_token_ids=sorted(set(output)), min_tokens=count)
+        replace_sampling(greedy, stop_token_ids=sorted(set(output)), min_tokens=count)
         for count in range(1, 20)
     ]
     reference = serve(plain, PROMPTS[:1] * len(ends), ends)
@@ -250,7 +251,7 @@ def test_stop_tokens_and_lengths_cut_an_accepted_run_at_every_place(plain: Built
         served = serve(built, PROMPTS[:1] * len(ends), ends, predictions=reference.outputs)
         longer = serve(built, PROMPTS[:1] * len(ends), ends, predictions=[output] * len(ends))
     for each in (served, longer):
-        assert endings(each) == endings(reference)
+        same(each, reference)
         assert each.load.num_accepted_tokens > len(ends)
     reasons = [request.finish_reason for request in served.requests]
     assert reasons[:19] == ["length"] * 19
