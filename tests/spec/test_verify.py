@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from penstock.engine.build import Built, create_runner
-from penstock.engine.speculation import Origins, Speculation
+from penstock.engine.speculation import Binding, Speculation
 from penstock.scheduler.arrays import Int32
 from penstock.scheduler.messages import EngineConfig, SamplingParams
 from penstock.scheduler.plan import StepPlan
@@ -100,15 +100,16 @@ class Recorded(Speculation):
         self.drafts = np.full((2 * ROWS, PROMPT + OUTPUT + 1), -1, np.int32)
         self.offsets = np.full_like(self.drafts, -1)
 
-    def bind(self, plan: StepPlan, admit: Any) -> tuple[Any, Origins] | None:
+    def bind(self, plan: StepPlan, admit: Any) -> Binding:
         found = super().bind(plan, admit)
-        if found is not None:
-            rows, drafts = found[0].plan, found[0].drafts
-            begins = np.cumsum(drafts.counts) - drafts.counts
-            for slot, start, begin, count in zip(rows.slots, rows.starts, begins, drafts.counts, strict=True):
-                self.drafts[slot, start + 1 : start + 1 + count] = drafts.tokens[begin : begin + count]
-                self.offsets[slot, start + 1 : start + 1 + count] = range(count)
-                self.drafts[slot, start + 1 + count] = self.offsets[slot, start + 1 + count] = -1
+        rows, counts, tokens = found.plan, np.zeros(found.plan.slots.size, np.int32), np.zeros(0, np.int32)
+        if found.bound is not None:
+            counts, tokens = found.bound.drafts.counts, found.bound.drafts.tokens
+        begins, firsts = np.cumsum(counts) - counts, rows.starts + rows.lens - counts
+        for slot, first, begin, count in zip(rows.slots, firsts, begins, counts, strict=True):
+            self.drafts[slot, first : first + count] = tokens[begin : begin + count]
+            self.offsets[slot, first : first + count] = range(count)
+            self.drafts[slot, first + count] = self.offsets[slot, first + count] = -1
         return found
 
 
