@@ -220,6 +220,7 @@ def create_runner(
         kv_cache_bytes=kv_cache_bytes,
         startup_seconds=seconds,
         memory_bytes=account.as_bytes() if account is not None else {},
+        num_speculative_tokens=max_draft_tokens(config),
         tasks=purpose.tasks,
         pooling=purpose.info,
     )

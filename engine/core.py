@@ -281,13 +281,29 @@ class EngineCore:
         for request in outcome.finished:
             self._requests.pop(request_key(request), None)
         if self._link.num_frontends == 1:
-            self._send_step(0, outcome, outcome.request_ids, outcome.counts, outcome.tokens)
+            self._send_step(
+                0,
+                outcome,
+                outcome.request_ids,
+                outcome.counts,
+                outcome.tokens,
+                outcome.drafted,
+                outcome.accepted,
+            )
             return
         token_owner = np.repeat(outcome.frontend_ids, outcome.counts)
         for frontend_id in range(self._link.num_frontends):
             rows = outcome.frontend_ids == frontend_id
             tokens = outcome.tokens[token_owner == frontend_id]
-            self._send_step(frontend_id, outcome, outcome.request_ids[rows], outcome.counts[rows], tokens)
+            self._send_step(
+                frontend_id,
+                outcome,
+                outcome.request_ids[rows],
+                outcome.counts[rows],
+                tokens,
+                None if outcome.drafted is None else outcome.drafted[rows],
+                None if outcome.accepted is None else outcome.accepted[rows],
+            )
 
     def _send_step(
         self,
@@ -296,11 +312,15 @@ class EngineCore:
         request_ids: np.ndarray,
         counts: np.ndarray,
         tokens: np.ndarray,
+        drafted: np.ndarray | None,
+        accepted: np.ndarray | None,
     ) -> None:
         output = StepOutput(
             request_ids=request_ids.astype("<u4", copy=False).tobytes(),
             counts=counts.astype("<u2", copy=False).tobytes(),
             tokens=tokens.astype("<i4", copy=False).tobytes(),
+            drafted=b"" if drafted is None else drafted.astype("<u2", copy=False).tobytes(),
+            accepted=b"" if accepted is None else accepted.astype("<u2", copy=False).tobytes(),
             first=[
                 FirstToken(request.request_id, request.num_cached_tokens, queue_s, prefill_s)
                 for request, queue_s, prefill_s in outcome.first

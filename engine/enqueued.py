@@ -35,6 +35,7 @@ class EnqueuedStep:
     fetch: Fetch | None = None
     bound: Bound | None = None  # the plan with its drafts, if there are any
     is_granted: bool = False  # there was room for drafts
+    draft_seconds: float = 0.0  # in which they were looked for
     predicted: Callable[[], list[RowPredicted]] = list  # asked for when the tokens are there
     seconds: float | None = None  # of the device, once asked for
 
@@ -93,6 +94,7 @@ class EnqueuedStep:
             pooled=pooled,
             ended=ended,
             device_seconds=self.device_seconds(),
+            draft_seconds=self.draft_seconds,
             drafted=drafted,
             predicted=self.predicted(),
         )

@@ -8,6 +8,7 @@ through before the device is.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -189,7 +190,7 @@ class ModelRunner:
             binding = self._speculate(self._speculation, plan, new)
             if self._ranks is not None:
                 self._ranks.announce(binding.plan, new, binding.bound)
-        plan, step.bound = binding.plan, binding.bound
+        plan, step.bound, step.draft_seconds = binding.plan, binding.bound, binding.seconds
         for init in new:
             self._start(init)
         self._write_known(plan, step.bound)
@@ -225,7 +226,10 @@ class ModelRunner:
                     prediction=init.prediction,
                     cache_salt=init.cache_salt,
                 )
-        return speculation.bind(plan, self._grammars.admit)
+        began = time.perf_counter()
+        binding = speculation.bind(plan, self._grammars.admit)
+        binding.seconds = time.perf_counter() - began
+        return binding
 
     def _write_known(self, plan: StepPlan, bound: Bound | None) -> None:
         """Tokens that the step reads and that no earlier one has drawn here."""

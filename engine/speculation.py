@@ -49,6 +49,7 @@ class Binding:
     plan: StepPlan
     bound: Bound | None = None
     origins: Origins | None = None  # of the drafts, rows as in `plan`
+    seconds: float = 0.0  # in which drafts were looked for
 
 
 @dataclass(slots=True)

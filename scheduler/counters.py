@@ -11,6 +11,8 @@ from .arrays import Int32
 from .messages import EngineLoad
 from .plan import StepPlan, StepResult
 
+RECENT = 0.05  # share of the newest step in what is a mean of the latest ones
+
 
 @dataclass(slots=True)
 class Counters:
@@ -31,6 +33,10 @@ class Counters:
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     accepted_at: list[int] = field(default_factory=list)
+    draft_seconds: float = 0.0
+    verify_steps: int = 0
+    verify_step_seconds: float = 0.0
+    draft_length: float = 0.0
 
     def mixed_step(self, plan: StepPlan, result: StepResult, target_s: float) -> None:
         """A step had decodes and prefill; `target_s` 0 = it was not to be shorter."""
@@ -40,6 +46,18 @@ class Counters:
         self.mixed_prefill_tokens += plan.num_tokens - plan.num_decode_rows
         self.mixed_step_seconds += seconds
         self.mixed_expected_seconds += plan.expected_seconds
+
+    def looked_for_drafts(self, plan: StepPlan, result: StepResult) -> None:
+        """A step had room for drafts."""
+        assert plan.drafts is not None
+        assert result.drafted is not None
+        self.draft_seconds += result.draft_seconds
+        number, rows = int(result.drafted.sum()), int(np.count_nonzero(plan.drafts))
+        if number:
+            self.verify_steps += 1
+            self.verify_step_seconds += result.device_seconds
+        if rows:
+            self.draft_length += RECENT * (number / rows - self.draft_length)
 
     def verified(self, drafted: Int32, accepted: Int32) -> None:
         """Rows verified `drafted` (n,) tokens, of which the first `accepted` (n,) were right."""

@@ -161,6 +161,7 @@ class EngineInfo(Struct, frozen=True, kw_only=True):
         str, int
     ] = {}  # total, weights, activations, graphs; where a device has memory of its own
     quantization: QuantizationScheme | None = None
+    num_speculative_tokens: int = 0  # longest draft; 0 = nothing is drafted
     tasks: tuple[Task, ...] = ("generate",)
     pooling: PoolingInfo | None = None
 
@@ -335,12 +336,15 @@ class Predicted(Struct, frozen=True, array_like=True):
 class StepOutput(Struct, frozen=True, tag="step", kw_only=True, omit_defaults=True):
     """What one step produced for all requests of one front end.
 
-    `request_ids` uint32 (r,), `counts` uint16 (r,) new tokens of each, `tokens` int32 (sum counts,).
+    `request_ids` uint32 (r,), `counts` uint16 (r,) new tokens of each, `tokens` int32 (sum counts,). `drafted` and
+    `accepted`, uint16 (r,), are how many drafts each had verified and how many were right; empty if nobody had any.
     """
 
     request_ids: bytes = b""
     counts: bytes = b""
     tokens: bytes = b""
+    drafted: bytes = b""
+    accepted: bytes = b""
     first: list[FirstToken] = []
     finished: list[Finish] = []
     logprobs: list[TokenLogprobs] = []
@@ -363,8 +367,8 @@ class EngineLoad(Struct, frozen=True, kw_only=True):
 
     Tokens unless the name says otherwise. `kv_usage` is the share of pages held by live requests (0..1);
     `cached_pages` are evictable. Mixed steps have decodes and prefill; the late ones took longer than the target;
-    `mixed_expected_seconds` is what they were predicted to take. `iteration_tokens` counts steps per bucket of
-    `ITERATION_TOKENS_BUCKETS` (+inf last).
+    `mixed_expected_seconds` is what they were predicted to take. Verify steps have drafts.
+    `iteration_tokens` counts steps per bucket of `ITERATION_TOKENS_BUCKETS` (+inf last).
     """
 
     num_running: int = 0
@@ -391,6 +395,10 @@ class EngineLoad(Struct, frozen=True, kw_only=True):
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     accepted_at: list[int] = []  # [i]: rows whose draft was right up to its token i, that one included
+    draft_seconds: float = 0.0  # in which drafts were looked for
+    verify_steps: int = 0
+    verify_step_seconds: float = 0.0  # device time of those steps
+    draft_length: float = 0.0  # now: tokens drafted for a row that may have some, none counted too
     num_steps: int = 0
     step_seconds: float = 0.0  # device time summed over steps
     schedule_seconds: float = 0.0  # plan + commit, summed

@@ -25,6 +25,8 @@ class StepOutcome:
     logprobs: list[tuple[Request, RowLogprobs]] = field(default_factory=list)
     pooled: list[tuple[Request, RowPooled]] = field(default_factory=list)
     predicted: list[Request] = field(default_factory=list)  # whose counts of predicted tokens are new
+    drafted: npt.NDArray[np.uint16] | None = None  # had verified; None: nobody had
+    accepted: npt.NDArray[np.uint16] | None = None  # of these
 
 
 def undelivered_scores(request: Request, start: int, entry: RowLogprobs) -> RowLogprobs | None:

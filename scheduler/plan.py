@@ -109,7 +109,7 @@ class StepResult:
 
     `ended` are rows for which nothing is left that may come after their tokens (perhaps none), and how their requests
     end. `drafted` int32 (rows,), for a plan with drafts: how many each row did verify; one token more than were right
-    is new, but in an ended row.
+    is new, but in an ended row. Times are in seconds: the device's, and that of looking for drafts, which may be in it.
     """
 
     counts: Int32
@@ -119,7 +119,15 @@ class StepResult:
     ended: list[tuple[int, FinishReason]] = field(default_factory=list)
     predicted: list[RowPredicted] = field(default_factory=list)
     device_seconds: float = 0.0
+    draft_seconds: float = 0.0
     drafted: Int32 | None = None
+
+    def accepted(self) -> Int32:
+        """(rows,) how many of the `drafted` were right."""
+        assert self.drafted is not None
+        right: Int32 = self.counts - np.int32(1)
+        right[[row for row, _ in self.ended]] += 1
+        return np.clip(right, 0, self.drafted)
 
 
 def check_counts(plan: StepPlan, result: StepResult) -> None:

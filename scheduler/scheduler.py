@@ -210,6 +210,9 @@ class Scheduler:
             counts=new.kept.astype(np.uint16),
             tokens=new.tokens,
         )
+        if result.drafted is not None and result.drafted.any():
+            outcome.drafted = result.drafted[drawn].astype(np.uint16)
+            outcome.accepted = result.accepted()[drawn].astype(np.uint16)
         for entry in result.logprobs:
             if live[entry.row]:
                 request = self._slots.request_in(int(plan.slots[entry.row]))
@@ -257,8 +260,10 @@ class Scheduler:
         if not going_on.all():
             slots, granted, counts = slots[going_on], granted[going_on], counts[going_on]
         self._slots.settle(slots, granted, counts)
+        self._counters.looked_for_drafts(plan, result)
         if num_drafted:
-            self._counters.verified(result.drafted[:decodes][going_on], counts - np.int32(1))
+            rows = live[:decodes]
+            self._counters.verified(result.drafted[:decodes][rows], result.accepted()[:decodes][rows])
         if granted.any():
             self._decodes.drafted(num_drafted)
 

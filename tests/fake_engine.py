@@ -79,6 +79,7 @@ class FakeEngine:
         incarnation: int = 1,
         max_model_len: int = 256,
         tokens_per_step: int = 1,
+        drafts: int = 0,
         tasks: tuple[Task, ...] = ("generate",),
         pooling: PoolingInfo | None = None,
     ) -> None:
@@ -86,6 +87,7 @@ class FakeEngine:
         self.vocab_size = vocab_size
         self.incarnation = incarnation
         self.tokens_per_step = tokens_per_step
+        self.drafts = drafts  # which it says it had for every step, all but one token of it being one
         self.info = EngineInfo(
             max_model_len=max_model_len,
             vocab_size=vocab_size,
@@ -101,6 +103,7 @@ class FakeEngine:
             weight_bytes=1,
             kv_cache_bytes=1,
             startup_seconds={"load_weights": 0.5},
+            num_speculative_tokens=drafts,
             tasks=tasks,
             pooling=pooling,
         )
@@ -262,7 +265,10 @@ class FakeEngine:
             if reason is not None:
                 finished.append(Finish(request_id, reason, 0))
                 del self.running[frontend, request_id]
+        drafted = [self.drafts] * len(ids) if self.drafts else []
         return StepOutput(
+            drafted=np.array(drafted, "<u2").tobytes(),
+            accepted=np.array([count - 1 for count in counts] if drafted else [], "<u2").tobytes(),
             request_ids=np.array(ids, "<u4").tobytes(),
             counts=np.array(counts, "<u2").tobytes(),
             tokens=np.array(tokens, "<i4").tobytes(),

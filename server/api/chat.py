@@ -18,6 +18,7 @@ from .conversation import plain_text
 from .endpoint import envelope, read_request
 from .logprobs import chat_entries, prompt_entries
 from .protocol import ChatRequest, Message
+from .request_metrics import request_metrics
 from .streams import ChatStreamedChoice, StreamedGeneration, send_stream
 
 DECODER = msgspec.json.Decoder(ChatRequest)
@@ -76,6 +77,8 @@ class ChatCompletions:
                 more["prompt_token_ids"] = plan.prompt.tokens.tolist()
                 for choice, sequence in zip(described, generation.sequences, strict=True):
                     choice["token_ids"] = sequence.output.tolist()
+            if plan.request.return_metrics:
+                more["metrics"] = request_metrics(generation.sequences)
             await send_whole(head, described, generation, scope, receive, send, more=more)
 
     def _describe(self, choice: CollectedChat, index: int, request: ChatRequest) -> dict[str, Any]:

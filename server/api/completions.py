@@ -23,6 +23,7 @@ from .logprobs import CompletionLogprobs, joined, prompt_entries
 from .prompt_length import refuse_endless
 from .protocol import CompletionRequest, TokenId
 from .read_constraint import read_constraint
+from .request_metrics import request_metrics
 from .streams import CompletionStreamedChoice, StreamedGeneration, send_stream
 
 DECODER = msgspec.json.Decoder(CompletionRequest)
@@ -195,7 +196,8 @@ class Completions:
                     described_choice["token_ids"] = (
                         sequence.output.tolist() if generation.counts_output else []
                     )
-            await send_whole(head, described, generation, scope, receive, send)
+            more = {"metrics": request_metrics(generation.sequences)} if request.return_metrics else None
+            await send_whole(head, described, generation, scope, receive, send, more=more)
 
     def _describe(
         self,

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from starlette.types import Receive, Scope
 
 from ...scheduler.messages import EngineInfo, GrammarSpec, Task
+from ..requests.draft_counts import DraftCounts
 from ..requests.generation import Generation
 from ..requests.pacing import Paced
 from ..requests.sequence import Failure, Sequence, Sink
@@ -253,6 +254,8 @@ def add_sequences(
                 prediction=prediction,
             )
         )
+        if request.return_metrics:
+            generation.sequences[-1].drafts = DraftCounts(info.num_speculative_tokens)
         if pacer is not None:
             pacer.output = generation.sequences[-1].output
     return params.max_tokens

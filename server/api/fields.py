@@ -98,6 +98,7 @@ FIELDS: dict[str, str] = {
     "prompt_logprobs": "Log probabilities of the prompt's tokens, with so many alternatives.",
     "return_token_ids": "The answer has the token ids of prompt and output.",
     "return_tokens_as_token_ids": "Log probabilities name tokens as `token_id:N`.",
+    "return_metrics": "The answer has `metrics`: its times in milliseconds and what became of its drafts.",
     "skip_special_tokens": "Special tokens are left out of texts; true by default.",
     "spaces_between_special_tokens": "No space is ever put there.",
     # constraints

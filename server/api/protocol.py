@@ -136,6 +136,7 @@ class GenerationRequest(Refused, kw_only=True):
     return_tokens_as_token_ids: bool | None = None
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1, le=MAX_TOKEN)] | None = None
     truncation_side: Literal["left", "right"] | None = None
+    return_metrics: bool | None = None
     stream_interval: Annotated[int, Meta(ge=1, le=MAX_TOKEN)] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

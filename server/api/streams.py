@@ -1,7 +1,8 @@
 """Streamed answers: the chunks of both completion endpoints, made from prepared bytes, and their order.
 
 Chat: role chunk, deltas, finish chunk; completions: text chunks, the last with the finish reason. Then, if asked
-for, a chunk with the usage and no choices; then `data: [DONE]`. An error after the first event is an event too.
+for, a chunk without choices that has the usage or the request's metrics; then `data: [DONE]`. An error after the first
+event is an event too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .chat_calls import ChatCalls
 from .errors import error_body, from_failure
 from .logprobs import CompletionLogprobs
 from .protocol import GenerationRequest
+from .request_metrics import request_metrics
 
 encode = msgspec.json.Encoder().encode
 HEADERS = [
@@ -77,6 +79,7 @@ class StreamedGeneration(EventGeneration):
         super().__init__(link, metrics, choices_per_prompt, keep_alive_s=keep_alive_s)
         options = request.stream_options
         self._include_usage = bool(options and options.include_usage)
+        self._with_metrics = bool(request.return_metrics)
         self._continuous = bool(options and options.continuous_usage_stats)
         self.return_token_ids = bool(request.return_token_ids)
         self._once = b""
@@ -100,6 +103,13 @@ class StreamedGeneration(EventGeneration):
         if self.return_token_ids:
             self._once = b',"prompt_token_ids":' + encode(self.sequences[0].prompt.tolist())
 
+    def _last_fields(self) -> bytes:
+        """What the chunk without choices tells."""
+        fields = b',"usage":' + encode(self.usage().as_dict()) if self._include_usage else b""
+        if self._with_metrics:
+            fields += b',"metrics":' + encode(request_metrics(self.sequences))
+        return fields
+
     def on_stop(self, error: GenerationFailed | ClientGone | None) -> None:
         if isinstance(error, GenerationFailed) and self.started:
             for finish in self.on_error_finish:
@@ -109,8 +119,8 @@ class StreamedGeneration(EventGeneration):
         elif error is not None:
             self.events.close(error)
         else:
-            if self._include_usage:
-                self.events.push(self.head + b'],"usage":' + encode(self.usage().as_dict()) + b"}\n\n")
+            if self._include_usage or self._with_metrics:
+                self.events.push(self.head + b"]" + self._last_fields() + b"}\n\n")
             self.events.push(DONE)
             self.events.close()
 

@@ -6,29 +6,34 @@ comes once, from its latest status.
 
 from __future__ import annotations
 
-import time
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from ...scheduler.messages import ITERATION_TOKENS_BUCKETS, EngineLoad, EngineStatus
+from ...scheduler.messages import ITERATION_TOKENS_BUCKETS, EngineStatus
 from ..requests.engines import Engine
 from ..requests.link import EngineLink
 from .catalogue import COUNTERS, GAUGES, HISTOGRAMS, Metrics
+from .engine_history import EngineHistory
 from .processes import FamilyUsage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-WINDOW_S = 60.0
 Family: TypeAlias = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 ENGINE_GAUGES = (
     ("vllm:num_requests_running", "Requests in the running batch.", "num_running"),
     ("vllm:num_requests_waiting", "Requests waiting to be scheduled.", "num_waiting"),
     ("vllm:kv_cache_usage_perc", "Share of KV pages held by requests, 0 to 1.", "kv_usage"),
+    (
+        "penstock:draft_length",
+        "Tokens drafted for a request in the latest steps, on average.",
+        "draft_length",
+    ),
 )
 ENGINE_COUNTERS = (
     ("vllm:prefix_cache_queries", "Tokens looked up in the prefix cache.", "prefix_cache_queries"),
@@ -43,50 +48,22 @@ ENGINE_COUNTERS = (
     ("penstock:mixed_prefill_tokens", "Prefill tokens in those steps.", "mixed_prefill_tokens"),
     ("penstock:mixed_step_seconds", "Device time of those steps.", "mixed_step_seconds"),
     ("penstock:mixed_expected_seconds", "Device time predicted for those steps.", "mixed_expected_seconds"),
+    ("vllm:spec_decode_num_drafts", "Drafts that were verified.", "num_drafts"),
+    ("vllm:spec_decode_num_draft_tokens", "Tokens of those drafts.", "num_draft_tokens"),
+    ("vllm:spec_decode_num_accepted_tokens", "Those that were accepted.", "num_accepted_tokens"),
+    ("penstock:draft_seconds", "Time in which drafts were looked for.", "draft_seconds"),
+    ("penstock:verify_steps", "Steps that verified drafts.", "verify_steps"),
+    ("penstock:verify_step_seconds", "Device time of those steps.", "verify_step_seconds"),
 )
-CACHE_FIELDS = ("cached_prompt_tokens", "prompt_tokens")
+COUNTED = (
+    *(field for _, _, field in ENGINE_COUNTERS),
+    "iteration_tokens_sum",
+    "cached_prompt_tokens",
+    "prompt_tokens",
+)
+# Tokens that a verify step brings to a request, the one that is no draft included.
+ACCEPTANCE_LENGTH = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 17, 25, 33, 65)
 REPLICA_STATES = ("starting", "loading", "ready", "draining", "failed")
-
-
-class EngineHistory:
-    """What earlier incarnations of an engine had counted, and its prompts of the last minute."""
-
-    def __init__(self) -> None:
-        self.incarnation: int | None = None
-        self.latest = EngineLoad()
-        self._base: dict[str, float] = {}
-        self._base_buckets = [0] * (len(ITERATION_TOKENS_BUCKETS) + 1)
-        self._window: deque[tuple[float, float, float]] = deque()
-
-    def add(self, status: EngineStatus) -> None:
-        if status.incarnation != self.incarnation:
-            for name in (*(field for _, _, field in ENGINE_COUNTERS), "iteration_tokens_sum", *CACHE_FIELDS):
-                self._base[name] = self.counter(name)
-            self._base_buckets = self.buckets()
-            self.incarnation = status.incarnation
-        self.latest = status.load
-        now = time.monotonic()
-        cached, prompt = (self.counter(name) for name in CACHE_FIELDS)
-        self._window.append((now, cached, prompt))
-        while len(self._window) > 2 and self._window[1][0] < now - WINDOW_S:
-            self._window.popleft()
-
-    def counter(self, name: str) -> float:
-        """Over all incarnations, so that it never falls."""
-        return self._base.get(name, 0.0) + float(getattr(self.latest, name))
-
-    def buckets(self) -> list[int]:
-        latest = self.latest.iteration_tokens or [0] * len(self._base_buckets)
-        return [base + count for base, count in zip(self._base_buckets, latest, strict=True)]
-
-    def cached_share(self) -> tuple[float, float]:
-        """(cached, all) prompt tokens of the last minute; of the whole life if there were none."""
-        if not self._window:
-            return 0.0, 0.0
-        (_, cached_then, prompt_then), (_, cached, prompt) = self._window[0], self._window[-1]
-        if prompt > prompt_then:
-            return cached - cached_then, prompt - prompt_then
-        return cached, prompt
 
 
 class Exposition(Collector):
@@ -111,7 +88,7 @@ class Exposition(Collector):
         self._registry.register(self)
 
     def on_status(self, status: EngineStatus) -> None:
-        self._histories.setdefault(status.engine_id, EngineHistory()).add(status)
+        self._histories.setdefault(status.engine_id, EngineHistory(COUNTED)).add(status)
 
     def text(self) -> bytes:
         self._metrics.fold_gaps()
@@ -168,8 +145,47 @@ class Exposition(Collector):
             counts = cumulative(ITERATION_TOKENS_BUCKETS, history.buckets())
             steps.add_metric(self._labels(engine), counts, history.counter("iteration_tokens_sum"))
         yield steps
+        yield from self._drafts(engines)
         yield self._cache_config(engines)
         yield self._startup_times(engines)
+
+    def _drafts(self, engines: list[Engine]) -> Iterator[Family]:
+        """How far drafts were right. Positions are those of the longest draft that is configured."""
+        at = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Drafts of which the token at this position was accepted.",
+            labels=["model_name", "engine", "position"],
+        )
+        lengths = HistogramMetricFamily(
+            "penstock:acceptance_length",
+            "Tokens that a draft brought, the one behind the accepted ones included.",
+            labels=["model_name", "engine"],
+        )
+        mean = GaugeMetricFamily(
+            "sglang:spec_accept_length",
+            "Mean acceptance length of the last minute; 0 without drafts.",
+            labels=["model_name", "engine"],
+        )
+        rate = GaugeMetricFamily(
+            "sglang:spec_accept_rate",
+            "Accepted share of the last minute's draft tokens, 0 to 1.",
+            labels=["model_name", "engine"],
+        )
+        for engine in engines:
+            history, labels = self._history(engine), self._labels(engine)
+            reached = history.accepted_at()
+            most = engine.info.num_speculative_tokens if engine.info is not None else 0
+            for position, count in enumerate(reached + [0] * (most - len(reached))):
+                at.add_metric([*labels, str(position)], count)
+            drafts, accepted = history.counter("num_drafts"), history.counter("num_accepted_tokens")
+            counts = cumulative(ACCEPTANCE_LENGTH, lengths_of(reached, drafts))
+            lengths.add_metric(labels, counts, drafts + accepted)
+            accepted, drafted, drafts = history.recent(
+                "num_accepted_tokens", "num_draft_tokens", "num_drafts"
+            )
+            mean.add_metric(labels, 1 + accepted / drafts if drafts else 0.0)
+            rate.add_metric(labels, accepted / drafted if drafted else 0.0)
+        yield from (at, lengths, mean, rate)
 
     def _cache_config(self, engines: list[Engine]) -> Family:
         names = ["block_size", "num_gpu_blocks", "cache_dtype"]
@@ -200,11 +216,19 @@ class Exposition(Collector):
 
     def _fleet(self) -> Iterator[Family]:
         engines = self._link.engines
-        shares = [self._history(engine).cached_share() for engine in engines]
+        shares = [self._history(engine).recent("cached_prompt_tokens", "prompt_tokens") for engine in engines]
         prompt = sum(share[1] for share in shares)
         rate = sum(share[0] for share in shares) / prompt if prompt else 0.0
         yield self._plain(
             "kv_cache_hit_rate", "Cached share of the last minute's prompt tokens, 0 to 1.", rate
+        )
+        drafts = [
+            self._history(engine).recent("num_accepted_tokens", "num_draft_tokens") for engine in engines
+        ]
+        drafted = sum(share[1] for share in drafts)
+        rate = 100 * sum(share[0] for share in drafts) / drafted if drafted else 0.0
+        yield self._plain(
+            "speculation_rate", "Accepted share of the last minute's draft tokens, 0 to 100.", rate
         )
         states = GaugeMetricFamily("replica_count_by_status", "Engines in each state.", labels=["status"])
         for state in REPLICA_STATES:
@@ -256,11 +280,20 @@ class Exposition(Collector):
         return [self._model_name, str(engine.engine_id)]
 
     def _history(self, engine: Engine) -> EngineHistory:
-        return self._histories.setdefault(engine.engine_id, EngineHistory())
+        return self._histories.setdefault(engine.engine_id, EngineHistory(COUNTED))
 
 
 def replica_state(engine: Engine) -> str:
     return "starting" if engine.state == "restarting" else engine.state
+
+
+def lengths_of(accepted_at: list[int], num_drafts: float) -> list[float]:
+    """Drafts by their acceptance length, per bucket of `ACCEPTANCE_LENGTH`, longer ones last."""
+    buckets = [0.0] * (len(ACCEPTANCE_LENGTH) + 1)
+    reached = [num_drafts, *accepted_at, 0]
+    for accepted, (count, further) in enumerate(pairwise(reached)):
+        buckets[bisect_left(ACCEPTANCE_LENGTH, accepted + 1)] += count - further
+    return buckets
 
 
 def cumulative(bounds: Iterable[float], counts: Iterable[float]) -> list[tuple[str, float]]:

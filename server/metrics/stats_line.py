@@ -29,15 +29,27 @@ class StatsLine:
         self._printed[status.engine_id] = (incarnation, now, status.load)
         load = status.load
         if load.num_running or load.num_waiting or load.generation_tokens != before.generation_tokens:
-            log.info("%s", describe(load, before, now - since))
+            drafts = status.info is not None and status.info.num_speculative_tokens > 0
+            log.info("%s", describe(load, before, now - since, drafts=drafts))
 
 
-def describe(load: EngineLoad, before: EngineLoad, seconds: float) -> str:
+def describe(load: EngineLoad, before: EngineLoad, seconds: float, *, drafts: bool = False) -> str:
+    """What happened in `seconds`, with what became of `drafts`."""
     prompt = load.prompt_tokens - before.prompt_tokens
     cached = load.cached_prompt_tokens - before.cached_prompt_tokens
-    return (
+    line = (
         f"prompt {prompt / seconds:.1f} tok/s, "
         f"generation {(load.generation_tokens - before.generation_tokens) / seconds:.1f} tok/s, "
         f"running {load.num_running}, waiting {load.num_waiting}, KV cache {load.kv_usage:.1%}, "
         f"prefix hits {cached / prompt if prompt else 0.0:.1%}"
+    )
+    if not drafts:
+        return line
+    drafted = load.num_draft_tokens - before.num_draft_tokens
+    accepted = load.num_accepted_tokens - before.num_accepted_tokens
+    verified = load.num_drafts - before.num_drafts
+    if not verified:
+        return f"{line}, no drafts"
+    return (
+        f"{line}, drafts accepted {accepted / drafted:.1%}, acceptance length {1 + accepted / verified:.2f}"
     )

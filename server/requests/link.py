@@ -269,6 +269,8 @@ class EngineLink:
         tokens = memoryview(output.tokens).cast("i").tolist()
         ids = memoryview(output.request_ids).cast("I").tolist()
         counts = memoryview(output.counts).cast("H").tolist()
+        if output.drafted:
+            self._on_drafted(assigned, ids, output)
         start = taken = 0
         for request_id, count in zip(ids, counts, strict=True):
             end = start + count
@@ -283,6 +285,16 @@ class EngineLink:
             if sequence is not None:
                 self._take(engine, sequence, [], now, finish, None)
         self._metrics.tokens_came(taken)
+
+    def _on_drafted(
+        self, assigned: dict[int, Outstanding], request_ids: list[int], output: StepOutput
+    ) -> None:
+        drafted = memoryview(output.drafted).cast("H").tolist()
+        accepted = memoryview(output.accepted).cast("H").tolist()
+        for request_id, verified, right in zip(request_ids, drafted, accepted, strict=True):
+            sequence = assigned.get(request_id) if verified else None
+            if isinstance(sequence, Sequence) and sequence.drafts is not None:
+                sequence.drafts.add(verified, right)
 
     def _take(
         self,

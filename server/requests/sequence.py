@@ -24,6 +24,7 @@ from ...scheduler.messages import (
 from ..metrics.catalogue import Metrics
 from ..text.detokenizer import Detokenizer
 from ..text.stops import StopStrings
+from .draft_counts import DraftCounts
 
 FailureCode: TypeAlias = Literal["queue_full", "invalid", "draining", "engine_failed", "internal", "shutdown"]
 
@@ -84,6 +85,7 @@ class Sequence:
         "arrival",
         "cache_salt",
         "cached_tokens",
+        "drafts",
         "first_at",
         "gaps",
         "last_at",
@@ -137,6 +139,7 @@ class Sequence:
         self.accepted_prediction_tokens = 0
         self.rejected_prediction_tokens = 0
         self._predicted_before = (0, 0)  # by engines that are gone
+        self.drafts: DraftCounts | None = None  # None: nobody wants to know
         self.gaps = metrics.token_gaps
         self._metrics = metrics
         self._detokenizer = detokenizer

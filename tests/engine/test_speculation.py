@@ -154,6 +154,9 @@ def test_answers_that_repeat_themselves_are_the_same_in_fewer_steps(
     same(served, expected)
     assert served.load.num_accepted_tokens > 100
     assert served.load.num_accepted_tokens < served.load.num_draft_tokens
+    assert 0 < served.load.verify_steps < len(served.plans)
+    assert served.load.draft_seconds > 0
+    assert 0 < served.load.draft_length <= DRAFTS
     if not arrive_every:
         assert len(served.plans) < len(expected.plans)
 

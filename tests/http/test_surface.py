@@ -38,6 +38,7 @@ REAL: dict[str, Any] = {
     "adapter_id": "x",
     "return_token_ids": True,
     "return_tokens_as_token_ids": True,
+    "return_metrics": True,
     "watermark": True,
     "use_beam_search": True,
     "return_hidden_states": True,

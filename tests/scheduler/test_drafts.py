@@ -129,6 +129,39 @@ def test_counters_tell_how_often_each_position_of_a_draft_was_right() -> None:
     assert load.generation_tokens == 1 + 11
 
 
+def test_a_step_tells_how_many_drafts_of_each_request_were_right() -> None:
+    scheduler = decoding(make_request(0, range(3), max_tokens=60, stop_token_ids=[9]), 4)
+    outcome = commit(scheduler, next_plan(scheduler), [51, 52, 53], drafted=4)
+    assert (outcome.drafted.tolist(), outcome.accepted.tolist()) == ([4], [2])  # type: ignore[union-attr]
+    outcome = commit(scheduler, next_plan(scheduler), [54], drafted=0)
+    assert (outcome.drafted, outcome.accepted) == (None, None)
+    outcome = commit(scheduler, next_plan(scheduler), [55, 9, 56], drafted=2)
+    assert outcome.tokens.tolist() == [55, 9]
+    assert (outcome.drafted.tolist(), outcome.accepted.tolist()) == ([2], [2]), "whatever was cut"  # type: ignore[union-attr]
+
+
+def test_all_tokens_of_a_row_that_cannot_go_on_were_drafts() -> None:
+    scheduler = decoding(make_request(0, range(3), max_tokens=60), 4)
+    tokens, drafted = np.array([51, 52], np.int32), np.array([4], np.int32)
+    ended = StepResult(np.array([2], np.int32), tokens, drafted=drafted, ended=[(0, "stop")])
+    outcome = scheduler.commit(next_plan(scheduler), ended, 0.0)
+    assert outcome.accepted.tolist() == [2]  # type: ignore[union-attr]
+    load = scheduler.load()
+    assert (load.num_drafts, load.num_draft_tokens, load.num_accepted_tokens) == (1, 4, 2)
+
+
+def test_time_for_drafts_is_counted_also_where_none_were_found() -> None:
+    scheduler = decoding(make_request(0, range(3), max_tokens=60), 4)
+    for found in (4, 0):
+        counts, tokens = np.ones(1, np.int32), np.array([60], np.int32)
+        drafted = np.array([found], np.int32)
+        result = StepResult(counts, tokens, drafted=drafted, device_seconds=2.0, draft_seconds=0.5)
+        scheduler.commit(next_plan(scheduler), result, 0.0)
+    load = scheduler.load()
+    assert (load.draft_seconds, load.verify_steps, load.verify_step_seconds) == (1.0, 1, 2.0)
+    assert 0 < load.draft_length < 4
+
+
 def test_log_probabilities_of_dropped_tokens_are_dropped() -> None:
     requests = [
         make_request(index, [index, 7, 8], max_tokens=25, logprobs=0, stop_token_ids=list(range(40)))

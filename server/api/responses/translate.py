@@ -45,6 +45,7 @@ OUT_OF_PLACE: dict[str, Any] = {
     "return_token_ids": False,
     "return_tokens_as_token_ids": False,
     "prediction": {},
+    "return_metrics": False,
 }
 ONLY_FUNCTIONS = "this server takes tools of type function, which the client runs"
 # Fields of OpenAI's that need OpenAI's servers.

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from ....scheduler.messages import FinishReason
 from ...http.events import DONE
+from ...requests.draft_counts import DraftCounts
 from ...requests.generation import ClientGone, Generation, GenerationFailed
 from ...requests.sequence import Failure, TokenLogprob
 from ...services import Services
@@ -92,6 +93,8 @@ class Answer:
             "cached_tokens": sequence.cached_tokens,
             "e2e_latency": time.monotonic() - self._began,
         }
+        if sequence.drafts is not None:
+            meta.update(drafted(sequence.drafts))
         if self._request.return_logprob:
             meta.update(self._logprobs(counted))
         return {
@@ -196,6 +199,9 @@ class Generate:
                     services, generation, scope, completion, prompt, info, sinks, grammar=grammar
                 )
             max_tokens = max(max_tokens, added)
+        if info.num_speculative_tokens:
+            for sequence in generation.sequences:
+                sequence.drafts = DraftCounts(info.num_speculative_tokens)
         if isinstance(generation, Events):
             await send_stream(generation, scope, receive, send, max_tokens=max_tokens)
         elif await wait_for_all(generation, receive, max_tokens=max_tokens):
@@ -225,6 +231,18 @@ class Generate:
 
     def _check_count(self, name: str, prompts: Sized) -> None:
         check_length(self._services.config.limits, name, prompts, "max_prompts")
+
+
+def drafted(drafts: DraftCounts) -> dict[str, Any]:
+    """SGLang's words for what became of the drafts; a step without a draft is no verify step here."""
+    return {
+        "spec_verify_ct": drafts.num_steps,
+        "spec_accept_length": drafts.mean_length or 1.0,
+        "spec_accept_rate": drafts.rate or 0.0,
+        "spec_num_correct_drafts": drafts.num_accepted,
+        "spec_num_proposed_drafts": drafts.drafted,
+        "spec_correct_drafts_histogram": drafts.accepted,
+    }
 
 
 def samplings(request: SGLangRequest, count: int) -> list[tuple[SamplingFields, str]]:
