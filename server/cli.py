@@ -14,6 +14,7 @@ usage: penstock <command> [options]
   chat            talk to a running server, or to one that it starts
   bench serve     measure an OpenAI-compatible server under load
   bench gpu       measure this machine's engine beside what its memory and arithmetic allow
+  train-draft     train a drafting head for a checkpoint (eagle3, mtp)
   version         print the version
 
 `penstock <command> --help` says more about each.
@@ -46,6 +47,12 @@ def bench(arguments: list[str]) -> int:
     return 2
 
 
+def train_draft(arguments: list[str]) -> int:
+    from .train_draft.cli import main
+
+    return main(arguments)
+
+
 def version(arguments: list[str]) -> int:
     print(f"penstock {__version__}")
     return 0
@@ -55,6 +62,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "serve": serve,
     "chat": chat,
     "bench": bench,
+    "train-draft": train_draft,
     "version": version,
     "--version": version,
 }

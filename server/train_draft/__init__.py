@@ -1,0 +1,1 @@
+"""`penstock train-draft`: its options, and the texts that a drafting head is trained on, as tokens."""
