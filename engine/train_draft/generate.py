@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from ...scheduler.arrays import Int32
@@ -98,7 +99,4 @@ def answered(
 
 
 def within(sampling: SamplingParams, room: int) -> SamplingParams:
-    if sampling.max_tokens <= room:
-        return sampling
-    fields = {name: getattr(sampling, name) for name in sampling.__struct_fields__}
-    return SamplingParams(**{**fields, "max_tokens": room})
+    return msgspec.structs.replace(sampling, max_tokens=min(sampling.max_tokens, room))

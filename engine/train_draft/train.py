@@ -8,10 +8,12 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from ...scheduler.messages import EngineConfig, SamplingParams
 from ..errors import ConfigurationError
+from ..model_config import read_model_config
 from . import checkpoint
 from .build import build_head
 from .evaluate import Acceptance, right_drafts, walk
@@ -56,7 +58,6 @@ def train(job: TrainJob, say: Say, stopping: Stopping) -> list[Acceptance]:
     max_length = FrozenTarget.longest(config, job.max_length)
     texts, held_out = gather(job, config, max_length, say, stopping)
     target = FrozenTarget(config, max_length)
-    check_tokens(texts, target.config.vocab_size)
     run = Run(job, target, build_head(job, target, texts), texts, say)
     run.go(stopping)
     written = export(job, run.head, target)
@@ -79,9 +80,10 @@ def gather(
             stop_token_ids=job.stop_token_ids,
         )
 
-    engine = EngineConfig(
-        **{**{name: getattr(config, name) for name in config.__struct_fields__}, "max_model_len": max_length}
-    )
+    vocab_size = read_model_config(job.model_dir).vocab_size
+    for name in ("texts", "prompts", "eval"):
+        check_tokens(read_set(folder, name), vocab_size)
+    engine = msgspec.structs.replace(config, max_model_len=max_length)
     own = answered(folder, "prompts", engine, how, max_length, say, stopping)
     held_out = answered(folder, "eval", engine, lambda index: how(2 * index), max_length, say, stopping)
     texts = read_set(folder, "texts").and_also(own).cut(max_length)
@@ -95,9 +97,10 @@ def gather(
 
 
 def check_tokens(texts: TokenSet, vocab_size: int) -> None:
-    if int(texts.tokens.max()) >= vocab_size:
+    largest = int(texts.tokens.max(initial=0))
+    if largest >= vocab_size:
         raise ConfigurationError(
-            f"the tokenizer gives token {int(texts.tokens.max())}, the model has {vocab_size}: is it the tokenizer of "
+            f"the tokenizer gives token {largest}, the model has {vocab_size} tokens: is it the tokenizer of "
             "another model?"
         )
 

@@ -283,6 +283,14 @@ def test_options_that_do_not_fit_the_model_are_refused(tiny: Model, tmp_path: Pa
         run(make_job(tiny, tmp_path, "eagle3", texts_dir=str(empty)))
 
 
+def test_tokens_of_another_model_are_refused(tiny: Model, tmp_path: Path) -> None:
+    write_set(tmp_path, "eval", TokenSet.of([np.array([3, VOCAB_SIZE], np.int32)], [np.zeros(2, np.uint8)]))
+    with pytest.raises(
+        ConfigurationError, match=r"the tokenizer gives token 320, the model has 320 tokens: is it"
+    ):
+        run(make_job(tiny, tmp_path, "mtp", texts_dir=str(tmp_path)))
+
+
 def test_layers_are_vllms_where_there_are_enough() -> None:
     assert aux_layers([], 32) == (2, 16, 29)
     assert aux_layers([], 6) == (1, 3, 5)
