@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from itertools import accumulate
 
 KNOTS = (1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128, 181, 256, 362, 512, 724, 1024, 2048, 4096)
 FIRST_SLOPE = 1 / 64  # guessed for every token: 64 of them double the time of a step
@@ -24,8 +25,10 @@ class StepCost:
 
     def __init__(self) -> None:
         self._log = [math.log1p(FIRST_SLOPE * knot) for knot in KNOTS]
+        self._rising = self._log  # what is told of them: none less than one before it
         self._common = 0.0  # to be added to all of them
         self._at = [math.log(knot) for knot in KNOTS]
+        self._places: dict[int, tuple[int, float]] = {}  # found out once for each number of tokens
         self._known = False
         self._latest = (0, 0)  # tokens of the latest step, and how many like it came in a row
 
@@ -54,16 +57,16 @@ class StepCost:
         own = (GAIN - COMMON_GAIN) * error / ((1 - share) ** 2 + share**2)
         self._log[left] += own * (1 - share)
         self._log[left + 1] += own * share
+        self._rising = list(accumulate(self._log, max))
 
     def seconds(self, num_tokens: int) -> float:
         """Of a step of `num_tokens`, never less than of fewer; meaningless before the first measurement."""
-        left, share = self._place(num_tokens)
-        below = max(self._log[: left + 1])
-        above = max(below, self._log[left + 1])
-        return math.exp(self._common + (1 - share) * below + share * above)
+        left, share = self._places.get(num_tokens) or self._place(num_tokens)
+        return math.exp(self._common + (1 - share) * self._rising[left] + share * self._rising[left + 1])
 
     def _place(self, num_tokens: int) -> tuple[int, float]:
         """(knot on the left, how far it is to the next one); beyond the last knot as at it."""
         left = min(bisect_right(KNOTS, num_tokens) - 1, len(KNOTS) - 2)
         share = (math.log(num_tokens) - self._at[left]) / (self._at[left + 1] - self._at[left])
-        return left, min(share, 1.0)
+        place = self._places[num_tokens] = left, min(share, 1.0)
+        return place
