@@ -128,14 +128,18 @@ class Matchers:
         """At most `most` tokens that may come next in the slot, and how many of them are the beginning of `draft`.
 
         Behind what the grammar takes of a draft comes what it leaves no choice about. A token that ends the output is
-        not drafted, and nothing where tokens are counted: a place there cannot be gone back to.
+        not drafted, nor is one that is no text (xgrammar would report each), and nothing where tokens are counted: a
+        place there cannot be gone back to.
         """
         matched = self._slots.get(slot)
         if matched is None or matched.lost or matched.grammar.counts_tokens:
             return [], 0
         taken: list[int] = []
+        visible = self._visible[slot].view(np.uint32)
         for token in draft[:most]:
-            if token in matched.stop_token_ids or not matched.accept(token):
+            if token in matched.stop_token_ids or not visible[token // 32] >> np.uint32(token % 32) & 1:
+                break
+            if not matched.accept(token):
                 break
             taken.append(token)
         of_draft = len(taken)

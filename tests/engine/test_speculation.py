@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import jsonschema
 import msgspec
 import numpy as np
 import pytest
@@ -33,6 +36,9 @@ from penstock.scheduler.messages import (
 )
 from penstock.scheduler.requests import Request
 from penstock.scheduler.scheduler import Scheduler
+from penstock.server.parsing.events import CallArguments, merged
+from penstock.server.parsing.interface import ToolSchema
+from penstock.server.parsing.tools.registry import find
 from tiny_models import VOCAB_SIZE, make_checkpoint
 from tokenizers import Tokenizer
 
@@ -389,6 +395,83 @@ def test_a_grammar_that_is_complete_within_a_run_ends_it_there(
     for rows in served.logprobs:
         assert [token for row in rows for token in row.token_ids.tolist()] == output
     assert served.load.num_accepted_tokens > 0
+
+
+def test_a_draft_of_a_special_token_is_dropped_without_a_word(
+    plain: Built, compiler: Compile, sentences: Served, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """xgrammar writes a line for each that it is shown, and prompts are full of them."""
+    predictions = [[*output[:5], 1, *output[5:]] for output in sentences.outputs]
+    with drafting(plain, METHODS["fixed"]) as built:
+        prompts = [TEXT[:20]] * len(SENTENCES)
+        served = serve(built, prompts, SENTENCES, compile_grammar=compiler, predictions=predictions)
+    assert endings(served) == endings(sentences)
+    assert "special token" not in capfd.readouterr().err
+
+
+TOOL = ToolSchema(
+    "get_weather",
+    {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"type": "integer", "minimum": 1}},
+        "required": ["city"],
+        "additionalProperties": False,
+    },
+)
+FORMATS = (
+    "hermes",
+    "llama3_json",
+    "pythonic",
+    "mistral",
+    "qwen3_coder",
+    "deepseek_v3",
+    "glm45",
+    "minimax_m2",
+)
+
+
+def thinks_and_calls(name: str) -> GrammarSpec:
+    """Thinking of any length up to a bound, then one call in this format, its arguments by the schema."""
+    known = find(name)
+    assert known is not None
+    call = known.tag([TOOL], at_least_one=True, at_most_one=True)
+    thinking = [
+        {"type": "regex", "pattern": "[a-z]{2,25}"},
+        {"type": "const_string", "value": "</think>\n\n"},
+    ]
+    tag = {"type": "sequence", "elements": [*thinking, call]}
+    return GrammarSpec("structural_tag", json.dumps({"type": "structural_tag", "format": tag}))
+
+
+def test_the_end_of_thinking_and_calls_within_a_run_are_read_as_without_drafts(
+    plain: Built, compiler: Compile, text_of: Callable[[list[int]], str]
+) -> None:
+    how = [
+        SamplingParams(
+            max_tokens=300, temperature=1.0, seed=seed, stop_token_ids=[EOS], grammar=thinks_and_calls(name)
+        )
+        for name in FORMATS
+        for seed in range(2)
+    ]
+    prompts = [TEXT[:20]] * len(how)
+    reference = serve(plain, prompts, how, compile_grammar=compiler)
+    for prediction in (None, "right", "with an edit"):
+        predictions = [predicted(output, prediction) if prediction else [] for output in reference.outputs]
+        with drafting(plain, METHODS["fixed"]) as built:
+            served = serve(built, prompts, how, compile_grammar=compiler, predictions=predictions)
+        assert endings(served) == endings(reference)
+        assert served.load.num_accepted_tokens > 20 * len(FORMATS)
+    whole = 0
+    for row, (output, reason) in enumerate(endings(reference)):
+        thought, end, call = text_of(output).partition("</think>\n\n")
+        assert re.fullmatch("[a-z]{2,25}", thought)
+        if reason == "stop":  # not a number without end
+            parser = find(FORMATS[row // 2]).parser([TOOL])  # type: ignore[union-attr]
+            events = merged([*parser.push(call), *parser.finish()])
+            (arguments,) = (event.text for event in events if isinstance(event, CallArguments))
+            jsonschema.validate(json.loads(arguments), TOOL.parameters)
+            whole += bool(end)
+    assert whole > len(FORMATS)
 
 
 def test_preempted_and_resumed_grammars_go_on_where_they_were(
