@@ -1,4 +1,4 @@
-"""A drafter that knows what will be said, and is wrong now and then on purpose."""
+"""A drafter that knows what will be said, and is wrong now and then on purpose; and steps that always take as long."""
 
 from __future__ import annotations
 
@@ -75,3 +75,14 @@ def oracle_speculation(
 ) -> Speculation:
     drafter = OracleDrafter(texts, wrong_every, vocab_size)
     return Speculation(num_slots, drafter, max_draft_tokens=max_draft_tokens, adaptive=False)
+
+
+class Clockwork:
+    """What a step costs on no machine, so that lengths are chosen the same way in every run."""
+
+    is_known = True
+
+    def observe(self, num_tokens: int, seconds: float) -> None: ...
+
+    def seconds(self, num_tokens: int) -> float:
+        return 1.0 + num_tokens / 500

@@ -128,8 +128,8 @@ class Matchers:
         """At most `most` tokens that may come next in the slot, and how many of them are the beginning of `draft`.
 
         Behind what the grammar takes of a draft comes what it leaves no choice about. A token that ends the output is
-        not drafted, nor is one that is no text (xgrammar would report each), and nothing where tokens are counted: a
-        place there cannot be gone back to.
+        not drafted, nor one that is no text (of ids without any xgrammar would write a line each), and nothing where
+        tokens are counted: a place there cannot be gone back to.
         """
         matched = self._slots.get(slot)
         if matched is None or matched.lost or matched.grammar.counts_tokens:
@@ -137,9 +137,9 @@ class Matchers:
         taken: list[int] = []
         visible = self._visible[slot].view(np.uint32)
         for token in draft[:most]:
-            if token in matched.stop_token_ids or not visible[token // 32] >> np.uint32(token % 32) & 1:
+            if token in matched.stop_token_ids:
                 break
-            if not matched.accept(token):
+            if not visible[token // 32] >> np.uint32(token % 32) & 1 or not matched.accept(token):
                 break
             taken.append(token)
         of_draft = len(taken)

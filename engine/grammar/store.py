@@ -199,7 +199,8 @@ def open_compiler(tokenizer_dir: Path | None, vocab_size: int) -> Compile:
     spelling = Spelling(
         [b"" if number in special else token for number, token in enumerate(info.decoded_vocab)]
     )
-    visible = VisibleTokens(vocabulary.special, info.stop_token_ids, vocab_size)
+    textless = [number for number, token in enumerate(info.decoded_vocab) if not token]
+    visible = VisibleTokens(vocabulary.special, [*info.stop_token_ids, *textless], vocab_size)
 
     def compile_grammar(spec: GrammarSpec) -> Grammar:
         compiled = compiler.compile(spec)

@@ -23,11 +23,12 @@ TOKEN_FIELDS = frozenset({"token", "trigger_tokens", "rules"})  # parts in which
 class VisibleTokens:
     """Bit masks over the vocabulary, int32 (words,): bit t % 32 of word t // 32 is set if token t is part of the text."""
 
-    def __init__(self, special: Mapping[str, int], stop_token_ids: Iterable[int], vocab_size: int) -> None:
-        """`stop_token_ids`: what xgrammar takes for the end where a request has no end of its own."""
+    def __init__(self, special: Mapping[str, int], others: Iterable[int], vocab_size: int) -> None:
+        """`others` are hidden too: what xgrammar takes for the end where a request has no end of its own, and ids
+        without any text."""
         self._special = special
         self._vocab_size = vocab_size
-        self._hidden = frozenset(special.values()) | frozenset(stop_token_ids)
+        self._hidden = frozenset(special.values()) | frozenset(others)
         self._all_hidden = self._bits(self._hidden)
 
     def of(self, spec: GrammarSpec) -> Int32:

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from oracle_drafter import Clockwork
 from penstock.engine.build import Built, create_runner
 from penstock.engine.speculation import Binding, Speculation
 from penstock.scheduler.arrays import Int32
@@ -78,17 +79,6 @@ class Drawn:
     tokens: Int32
     drafts: Int32
     offsets: Int32
-
-
-class Clockwork:
-    """What a step costs on no machine, so that lengths are chosen the same way in every run."""
-
-    is_known = True
-
-    def observe(self, num_tokens: int, seconds: float) -> None: ...
-
-    def seconds(self, num_tokens: int) -> float:
-        return 1.0 + num_tokens / 500
 
 
 class Recorded(Speculation):
