@@ -27,6 +27,22 @@ class ForwardBatch:
     wanted: torch.Tensor | None = None  # (R,) int64, the tokens whose final states are used; None = all
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceSlots:
+    """What the device knows of every slot; the last one is scratch."""
+
+    token_buffer: torch.Tensor  # (num_slots + 1, max_model_len) int32
+    page_tables: Sequence[torch.Tensor]  # per KV group (num_slots + 1, max_pages) int32
+
+
+@dataclass(frozen=True, slots=True)
+class PagePlaces:
+    """Where the keys and values of T tokens lie: int64 (T,), on the device."""
+
+    pages: torch.Tensor
+    offsets: torch.Tensor
+
+
 @dataclass(slots=True)
 class BatchArrays:
     """The index arrays of a batch on the host; int32 unless said. Padding rows come last and decode."""

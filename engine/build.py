@@ -21,7 +21,10 @@ from ..scheduler.scheduler import SchedulerConfig
 from . import kv_pool
 from .choices import Choices, choose, dtype_name
 from .device_thread import DeviceThread
-from .drafters import open_speculation
+from .draft_models.config import EagleConfig, MTPConfig, mtp_prefixes, read_draft_config
+from .draft_models.load import load_draft
+from .draft_models.model import DraftShape
+from .drafters import LoadedDraft, open_speculation
 from .errors import ConfigurationError
 from .grammar.masks import MaskThread
 from .host_memory import available_bytes
@@ -41,7 +44,7 @@ from .parallel.shard import Shard
 from .pooling import Pooler
 from .pooling_config import Purpose, decide_purpose, max_seq_length
 from .prefault import Prefault
-from .runner import ModelRunner
+from .runner import WARM_UP_TOKENS, ModelRunner
 from .step_runner import StepRunner
 from .streams import open_stream
 from .trial import Trial
@@ -92,6 +95,7 @@ def create_runner(
         model_config = replace(model_config, head=purpose.head)
         choices = choose(config, model_config)
         max_model_len = prompt_length(config, model_config, purpose)
+        draft = read_draft_config(config, raw, where, model_config)
         ranks, choices = take_place(config, model_config, choices, ranks)
         leads = ranks is None or ranks.leads
         # What attention and the KV cache see of the model, and the layers that memory is counted for.
@@ -131,7 +135,29 @@ def create_runner(
                 max_model_len,
                 lambda fraction: progress("loading weights", fraction),
                 shard,
+                mtp_prefixes(raw, model_config.num_layers),
             ).result()
+            if draft is not None:
+                draft_attention = [
+                    select_attention(
+                        config.attention_backend,
+                        choices.device,
+                        draft_attention_spec(config, draft, choices, groups, number),
+                    )
+                    for number in range(draft.num_modules)
+                ]
+                draft_model, draft_bytes = thread.submit(
+                    load_draft,
+                    draft,
+                    config,
+                    choices,
+                    ops,
+                    model,
+                    draft_attention,
+                    max_model_len,
+                    max(choices.max_num_batched_tokens, WARM_UP_TOKENS),
+                ).result()
+                weight_bytes += draft_bytes
             if ranks is not None:
                 ranks.connect(choices.device)
         account = None
@@ -152,12 +178,32 @@ def create_runner(
                 ).result()
         with phase("kv_cache", "allocating KV cache"):
             max_model_len, pages, _ = size_kv_cache(
-                config, local, choices, counted, max_model_len, account, ranks
+                config,
+                local,
+                choices,
+                counted,
+                max_model_len,
+                account,
+                ranks,
+                draft.shape if draft is not None else None,
             )
             # The last page of each group is the scratch page of padding rows.
             scratch = tuple(count + 1 for count in pages)
             kv = thread.submit(allocate_kv_cache, config, local, choices, groups, scratch).result()
             kv_cache_bytes = sum(tensor[:-1].nbytes for pair in kv for tensor in pair)
+            loaded_draft = None
+            if draft is not None:
+                draft_pages = thread.submit(
+                    allocate_draft_pages, config, choices, draft, scratch[groups.of_draft]
+                ).result()
+                kv_cache_bytes += sum(tensor[:-1].nbytes for tensor in draft_pages.tensors())
+                loaded_draft = LoadedDraft(
+                    draft_model,
+                    draft_pages,
+                    groups.of_draft,
+                    config.page_size,
+                    (lambda: None) if config.enforce_eager or choices.capture_sizes else ops.recorder,
+                )
             if ranks is not None:
                 weight_bytes, kv_cache_bytes = ranks.total(weight_bytes), ranks.total(kv_cache_bytes)
             stream = open_stream(choices.device)
@@ -171,7 +217,7 @@ def create_runner(
                 page_size=config.page_size,
                 device=choices.device,
                 thread=thread,
-                prefaults=start_prefaults(config, choices, groups, kv),
+                prefaults=start_prefaults(config, choices, groups, kv, loaded_draft),
                 pooler=Pooler(purpose, model.logits, causal=True),
                 grammars=MaskThread(
                     2 * config.max_num_seqs,
@@ -183,7 +229,9 @@ def create_runner(
                     max_rows=config.max_num_seqs * (1 + max(1, max_draft_tokens(config))),
                 ),
                 recorder=recorder_of(config, choices, ops, ranks),
-                speculation=open_speculation(config.speculative, 2 * config.max_num_seqs) if leads else None,
+                speculation=open_speculation(config.speculative, 2 * config.max_num_seqs, loaded_draft)
+                if leads
+                else None,
                 stream=stream,
                 capture_sizes=choices.capture_sizes,
                 scratch_pages=pages,
@@ -275,6 +323,14 @@ def attention_spec(
     )
 
 
+def draft_attention_spec(
+    config: EngineConfig, draft: EagleConfig | MTPConfig, choices: Choices, groups: LayerGroups, number: int
+) -> AttentionSpec:
+    """Of module `number` of a drafter."""
+    spec = attention_spec(config, draft.layer, choices, groups.windows[groups.of_draft])
+    return replace(spec, first=number + 1)
+
+
 def size_kv_cache(
     config: EngineConfig,
     model_config: ModelConfig,
@@ -283,6 +339,7 @@ def size_kv_cache(
     max_model_len: int,
     account: MemoryAccount | None = None,  # of a device that has memory of its own
     ranks: Ranks | None = None,
+    draft: DraftShape | None = None,
 ) -> tuple[int, tuple[int, ...], Footprint]:
     """(max_model_len, pages of each group, footprint of one sequence), the same on all `ranks`.
 
@@ -298,6 +355,8 @@ def size_kv_cache(
             page_size=config.page_size,
             max_num_batched_tokens=choices.max_num_batched_tokens,
             dtype=choices.kv_dtype,
+            draft=draft,
+            feature_dtype=choices.dtype,
         )
 
     need = footprint(max_model_len)
@@ -339,23 +398,21 @@ def has_own_memory(device: torch.device) -> bool:
 
 
 def start_prefaults(
-    config: EngineConfig, choices: Choices, groups: LayerGroups, kv: list[tuple[torch.Tensor, torch.Tensor]]
+    config: EngineConfig,
+    choices: Choices,
+    groups: LayerGroups,
+    kv: list[tuple[torch.Tensor, torch.Tensor]],
+    draft: LoadedDraft | None = None,
 ) -> list[Prefault]:
     """One per KV group; none on devices whose memory is committed when it is allocated."""
     if choices.device.type != "cpu":
         return []
-    return [
-        Prefault(
-            [
-                tensor
-                for layer, pair in zip(groups.of_layer, kv, strict=True)
-                if layer == group
-                for tensor in pair
-            ],
-            config.page_size,
-        )
-        for group in range(len(groups.windows))
-    ]
+    tensors: list[list[torch.Tensor]] = [[] for _ in groups.windows]
+    for group, pair in zip(groups.of_layer, kv, strict=True):
+        tensors[group] += pair
+    if draft is not None:
+        tensors[draft.group] += draft.pages.tensors()
+    return [Prefault(of_group, config.page_size) for of_group in tensors]
 
 
 # ------------------------------------------------------------------------------------------- on the device thread
@@ -371,6 +428,7 @@ def load_model(
     max_model_len: int,
     progress: Callable[[float], None],
     shard: Shard | None = None,
+    unused: tuple[str, ...] = (),  # what names of the checkpoint begin with that this does not read
 ) -> tuple[Decoder, int]:
     """The model, or a shard of it, with its weights in place, and their size in bytes."""
     family = FAMILIES[model_config.architecture]
@@ -383,7 +441,7 @@ def load_model(
         layers = [0] * model_config.num_layers
         return family.model(model_config, weights, ops, attention, layers, cos_sin)
 
-    names = Names("model.", unused=("score.",))
+    names = Names("model.", unused=("score.", *unused))
     return load_weights(
         config, choices, make, ops, names, progress, make_whole if shard is not None else None
     )
@@ -442,6 +500,19 @@ def measure_memory(
         capture=trial.capture,
         sizes=choices.capture_sizes,
         release=trial.release,
+    )
+
+
+def allocate_draft_pages(
+    config: EngineConfig, choices: Choices, draft: EagleConfig | MTPConfig, num_pages: int
+) -> kv_pool.DraftPages:
+    return kv_pool.allocate_draft(
+        draft.shape,
+        num_pages,
+        page_size=config.page_size,
+        dtype=choices.kv_dtype,
+        feature_dtype=choices.dtype,
+        device=choices.device,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..scheduler.groups import KVGroup
+from .draft_models.model import DraftShape
 from .errors import ConfigurationError
 from .host_memory import lazy_zeros
 from .models.config import ModelConfig
@@ -27,6 +28,11 @@ class LayerGroups:
 
     def num_layers(self, group: int) -> int:
         return self.of_layer.count(group)
+
+    @property
+    def of_draft(self) -> int:
+        """The group whose pages hold a drafter's keys as well: the one that keeps all positions, if there is one."""
+        return self.windows.index(None) if None in self.windows else 0
 
 
 def own_layers(groups: LayerGroups, layers: range) -> LayerGroups:
@@ -68,6 +74,8 @@ def footprint(
     page_size: int,
     max_num_batched_tokens: int,
     dtype: torch.dtype,
+    draft: DraftShape | None = None,
+    feature_dtype: torch.dtype | None = None,  # of what a drafter keeps beside keys and values; None = theirs
 ) -> Footprint:
     """Pages and bytes of one sequence; a sliding group holds its window and the chunk being computed."""
     vector_bytes = 2 * config.num_kv_heads * config.head_dim * dtype.itemsize
@@ -79,10 +87,10 @@ def footprint(
             continue
         behind = (window + page_size - 2) // page_size + 1
         pages.append(min(whole, behind + -(-max_num_batched_tokens // page_size)))
-    return Footprint(
-        page_bytes=tuple(vector_bytes * page_size * groups.num_layers(g) for g in range(len(groups.windows))),
-        sequence_pages=tuple(pages),
-    )
+    page_bytes = [vector_bytes * page_size * groups.num_layers(g) for g in range(len(groups.windows))]
+    if draft is not None:
+        page_bytes[groups.of_draft] += draft.page_bytes(page_size, dtype, feature_dtype or dtype)
+    return Footprint(page_bytes=tuple(page_bytes), sequence_pages=tuple(pages))
 
 
 def default_cpu_budget(available: int, need: Footprint) -> int:
@@ -171,8 +179,40 @@ def allocate(
 
     def pool(group: int) -> torch.Tensor:
         shape = (pages[group], page_size, config.num_kv_heads, config.head_dim)
-        if device.type == "cpu":
-            return lazy_zeros(shape, dtype)
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return zeros(shape, dtype, device)
 
     return [(pool(group), pool(group)) for group in groups.of_layer]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftPages:
+    """What a drafter keeps in pages, for each of its modules: k_pages and v_pages as a layer's, and the features of
+    each page's last position (num_pages, feature_size)."""
+
+    kv: list[tuple[torch.Tensor, torch.Tensor]]
+    page_ends: list[torch.Tensor]
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [tensor for pair in self.kv for tensor in pair] + self.page_ends
+
+
+def allocate_draft(
+    draft: DraftShape,
+    num_pages: int,
+    *,
+    page_size: int,
+    dtype: torch.dtype,
+    feature_dtype: torch.dtype,
+    device: torch.device,
+) -> DraftPages:
+    shape = (num_pages, page_size, draft.num_kv_heads, draft.head_dim)
+    kv = [(zeros(shape, dtype, device), zeros(shape, dtype, device)) for _ in range(draft.num_modules)]
+    ends = [zeros((num_pages, draft.feature_size), feature_dtype, device) for _ in range(draft.num_modules)]
+    return DraftPages(kv, ends)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU committed as it is used."""
+    return (
+        lazy_zeros(shape, dtype) if device.type == "cpu" else torch.zeros(shape, dtype=dtype, device=device)
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ..kernels.staged import staged
 from ..scheduler.arrays import Int32
 from ..scheduler.plan import StepPlan, StepResult
 from ..spec.verify import offsets
-from .batch import BatchBuilder, ForwardBatch
+from .batch import BatchBuilder, DeviceSlots, ForwardBatch
 from .bound import Bound, DrawnRows, drawn_rows
 from .device_thread import DeviceThread
 from .enqueued import EnqueuedStep, LaunchedStep
@@ -41,6 +41,7 @@ from .speculation import Binding, Speculation
 from .step_runner import StepHandle
 from .streams import HostTimer, Stream, Timer, open_stream
 
+WARM_UP_TOKENS = 64
 SCORED_AT_ONCE = 128  # prompt positions whose logits (float32, whole vocabulary) are held at a time
 
 
@@ -85,12 +86,11 @@ class ModelRunner:
             int
         ] = (),  # batch sizes to record at start; none = whatever comes, as it comes
         scratch_pages: Sequence[int] = (),  # per KV group one that no request has, for padding rows
-        speculation: Speculation | None = None,
+        speculation: Callable[[DeviceSlots], Speculation] | None = None,
         ranks: Ranks | None = None,  # None = this is the only one
     ) -> None:
         self.num_slots = num_slots
         self._ranks = ranks
-        self._speculation = speculation
         self._model = model
         self._stream = stream or open_stream(device)
         self._graphs: GraphedForward | CapturedForward
@@ -119,6 +119,11 @@ class ModelRunner:
         self._grammars = grammars
         self._pooler = pooler
         self._pooling = PoolingSlots()
+        self._speculation = (
+            speculation(DeviceSlots(self._token_buffer, self._page_tables))
+            if speculation is not None
+            else None
+        )
 
     def launch(self, plan: StepPlan) -> StepHandle:
         """Start a step and return at once; its `result()` waits for it and raises what went wrong in it."""
@@ -148,7 +153,9 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """Run a prefill and decodes in slot 0: the first request finds everything touched, chosen and recorded."""
-        length = min(64, self._max_model_len - 1)
+        length = max(
+            0, min(WARM_UP_TOKENS, self._max_model_len - 2)
+        )  # so that there is room for what decodes draw
         for start, count in ((0, length), (length, 1), (length, 1)):
             plan = StepPlan(
                 step=-1,
@@ -190,6 +197,7 @@ class ModelRunner:
             binding = self._speculate(self._speculation, plan, new)
             if self._ranks is not None:
                 self._ranks.announce(binding.plan, new, binding.bound)
+        num_decodes = plan.num_decode_rows
         plan, step.bound, step.draft_seconds = binding.plan, binding.bound, binding.seconds
         for init in new:
             self._start(init)
@@ -200,6 +208,8 @@ class ModelRunner:
         for backend, attention_batch in zip(self._attention, batch.attention, strict=True):
             backend.plan(attention_batch)
         hidden = self._forward(batch)
+        if self._speculation is not None:
+            self._speculation.computed(plan, num_decodes, hidden)
         if self._ranks is None or self._ranks.has_head:
             self._score_prompts(step, plan, sampled.q_start, hidden)
             if drawn.rows.size:
@@ -213,7 +223,7 @@ class ModelRunner:
         return step
 
     def _speculate(self, speculation: Speculation, plan: StepPlan, new: list[NewSlot]) -> Binding:
-        """The plan with its drafts."""
+        """The plan with its drafts, and without what is done of it already."""
         speculation.settle(plan)
         for slot in plan.left:
             speculation.stop(slot)
@@ -226,6 +236,12 @@ class ModelRunner:
                     prediction=init.prediction,
                     cache_salt=init.cache_salt,
                 )
+        speculation.keep_up(plan)
+        if speculation.is_on_device:  # drafts are made on the pages of this plan
+            updates = self._table_updates(plan)
+            if updates:
+                self._update_tables(plan, self._stream.stage(updates))
+            plan = replace(plan, pages=[])
         began = time.perf_counter()
         binding = speculation.bind(plan, self._grammars.admit)
         binding.seconds = time.perf_counter() - began
@@ -275,28 +291,16 @@ class ModelRunner:
             others["scored"] = scored
         if uniform is not None and self._stream.runs_ahead:
             others["slots"], others["uniform"] = slots, uniform
-        tables = [
-            (table, updates)
-            for table, updates in zip(self._page_tables, plan.pages, strict=False)
-            if updates.slots.size
-        ]
-        updated = []
-        for table, updates in tables:
-            updated += [updates.slots.astype(np.int64) * table.shape[1] + updates.indexes, updates.pages]
-        batch, on_device = self._batches.build(plan, arrays, [*others.values(), *updated])
+        batch, on_device = self._batches.build(plan, arrays, [*others.values(), *self._table_updates(plan)])
         theirs = dict(zip(others, on_device, strict=False))
-        pages = iter(on_device[len(others) :])
-        for table, _ in tables:
-            table.view(-1).index_copy_(0, next(pages), next(pages))
-        for prefault, updates in zip(self._prefaults, plan.pages, strict=False):
-            if updates.pages.size:
-                prefault.reach(int(updates.pages.max()))
+        self._update_tables(plan, on_device[len(others) :])
         if "uniform" in theirs and uniform is not None:
             slots, uniform = staged(slots, theirs["slots"]), staged(uniform, theirs["uniform"])
         if "scored" in theirs:
             scored = staged(scored, theirs["scored"])
         # States within a prompt are looked at if they are pooled or scored.
         cut = not decodes and not self._pooling.ended(plan)
+        cut = cut and not (self._speculation is not None and self._speculation.reads_last)
         if cut and self._sampling.prompt_logprobs[plan.slots].max() < 0:
             batch.wanted = theirs["last"]
         sampled = Sampled(
@@ -311,6 +315,25 @@ class ModelRunner:
             places=theirs.get("places"),
         )
         return batch, sampled
+
+    def _table_updates(self, plan: StepPlan) -> list[np.ndarray]:
+        """For each page table that changes its places, flat, and the pages that come there."""
+        arrays = []
+        for table, updates in zip(self._page_tables, plan.pages, strict=False):
+            if updates.slots.size:
+                places = updates.slots.astype(np.int64) * table.shape[1] + updates.indexes
+                arrays += [places, updates.pages]
+        return arrays
+
+    def _update_tables(self, plan: StepPlan, staged_updates: Sequence[torch.Tensor]) -> None:
+        """Write to the page tables what `_table_updates` gave; the pages are about to be used."""
+        arrays = iter(staged_updates)
+        for table, updates in zip(self._page_tables, plan.pages, strict=False):
+            if updates.slots.size:
+                table.view(-1).index_copy_(0, next(arrays), next(arrays))
+        for prefault, updates in zip(self._prefaults, plan.pages, strict=False):
+            if updates.pages.size:
+                prefault.reach(int(updates.pages.max()))
 
     def _sample(
         self, step: EnqueuedStep, hidden: torch.Tensor, sampled: Sampled, masks: Masks | None

@@ -1,4 +1,4 @@
-"""Speculation with a drafter on the host: gives plans the drafts they have room for, and follows what became of them.
+"""Speculation: gives plans the drafts they have room for, and follows what became of them.
 
 A plan with room for drafts says how many tokens a row may verify at most, and not yet where it stands: that depends on
 how many drafts of the step before were right. So before such a step is enqueued its predecessors' tokens are waited for
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import torch
 
 from ..scheduler.arrays import Bool, Int32, Rows
 from ..scheduler.plan import RowPredicted, StepPlan
@@ -23,6 +24,7 @@ from ..spec.interface import HostDrafter
 from ..spec.step_cost import StepCost
 from ..spec.verify import Drafts, kept, num_right
 from .bound import Bound
+from .draft_models.interface import DeviceDrafter
 from .enqueued import EnqueuedStep
 
 MOST_UNSETTLED = 16  # steps; more are taken in even if nobody needs them
@@ -50,6 +52,7 @@ class Binding:
     bound: Bound | None = None
     origins: Origins | None = None  # of the drafts, rows as in `plan`
     seconds: float = 0.0  # in which drafts were looked for
+    device_seconds: float = 0.0  # of the step's, that a drafter on the device took
 
 
 @dataclass(slots=True)
@@ -63,15 +66,21 @@ class Unsettled:
     drafts: Drafts | None  # None: each draws one token
     origins: Origins | None  # of the drafts
     generations: Int32  # (n,) of the slots
+    draft_seconds: float = 0.0  # of the device, within the step's
 
 
 class Speculation:
     """Called by the device's thread, as the runner is; `predicted` by whoever collects a step's results."""
 
     def __init__(
-        self, num_slots: int, drafter: HostDrafter, *, max_draft_tokens: int, adaptive: bool = True
+        self,
+        num_slots: int,
+        drafter: HostDrafter | DeviceDrafter,
+        *,
+        max_draft_tokens: int,
+        adaptive: bool = True,
     ) -> None:
-        """Without `adaptive` whatever is drafted is verified."""
+        """Without `adaptive` all is drafted that can be, and verified."""
         self._drafter = drafter
         self._lengths = DraftLengths(num_slots, max_draft_tokens, drafter.num_sources) if adaptive else None
         self._cost = StepCost()
@@ -81,6 +90,7 @@ class Speculation:
         self._num_predicting = 0
         self._zeros: Int32 = np.zeros(num_slots, np.int32)
         self._ones: Int32 = np.ones(num_slots, np.int32)
+        self._steps = 0  # since lengths of a model's drafts were chosen
         self._unsettled: deque[Unsettled] = deque()
         self._lock = threading.Lock()  # around what a step's results change
 
@@ -130,6 +140,16 @@ class Speculation:
                 ready += 1
             self._take_in_first(ready)
 
+    def keep_up(self, plan: StepPlan) -> None:
+        """Before the pages of `plan` are handed out: a drafter on the device does what it put off."""
+        if isinstance(self._drafter, DeviceDrafter):
+            decodes = plan.num_decode_rows
+            slots = plan.slots[:decodes]
+            positions = plan.starts[:decodes] if plan.drafts is None else self._next[slots]
+            self._steps += 1
+            with self._lock:
+                self._drafter.keep_up(slots, positions, plan.lens[:decodes])
+
     def bind(self, plan: StepPlan, admit: Admit) -> Binding:
         """The plan as it may be enqueued, with its drafts."""
         if plan.drafts is None:
@@ -143,8 +163,10 @@ class Speculation:
         starts[:decodes] = self._next[slots]
         assert (starts <= plan.starts).all(), "a row stands further than it can"
         lens = plan.lens - plan.drafts
+        seconds = self._drafter.seconds if isinstance(self._drafter, DeviceDrafter) else 0.0
         if not drafts.tokens.size:
-            return Binding(replace(plan, starts=starts, lens=lens, num_tokens=int(lens.sum()), drafts=None))
+            plan = replace(plan, starts=starts, lens=lens, num_tokens=int(lens.sum()), drafts=None)
+            return Binding(plan, device_seconds=seconds)
         drafted = np.zeros(plan.slots.size, np.int32)
         drafted[:decodes] = drafts.counts
         order = np.arange(plan.slots.size)
@@ -163,17 +185,19 @@ class Speculation:
             drafts=None,
         )
         of_rows = Drafts(drafted, drafts.tokens).take(order)
-        return Binding(bound, Bound(bound, order, of_rows), origins.take(order))
+        return Binding(bound, Bound(bound, order, of_rows), origins.take(order), device_seconds=seconds)
 
     def enqueued(self, binding: Binding, step: EnqueuedStep) -> None:
         """The step of a plan that was bound is on its way."""
         plan, bound = binding.plan, binding.bound
-        slots, rows = plan.slots, None
+        slots, rows, draft_seconds = plan.slots, None, binding.device_seconds
         alone = plan.num_decode_rows == slots.size
         if alone and not self._num_predicting:
             generations = self._generation[slots]
             self._unsettled.append(
-                Unsettled(step, plan.num_tokens, slots, plan.starts + 1, None, None, generations)
+                Unsettled(
+                    step, plan.num_tokens, slots, plan.starts + 1, None, None, generations, draft_seconds
+                )
             )
             return
         positions = plan.starts + plan.lens
@@ -196,8 +220,25 @@ class Speculation:
                 step.predicted = partial(self._predicted, step, slots[predicting], of_plan[predicting])
         num_tokens = plan.num_tokens if alone else 0
         self._unsettled.append(
-            Unsettled(step, num_tokens, slots, positions, drafts, origins, self._generation[slots])
+            Unsettled(
+                step, num_tokens, slots, positions, drafts, origins, self._generation[slots], draft_seconds
+            )
         )
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether `bind` writes to pages."""
+        return isinstance(self._drafter, DeviceDrafter)
+
+    @property
+    def reads_last(self) -> bool:
+        """Whether the target's final states are wanted for every token of a prompt."""
+        return isinstance(self._drafter, DeviceDrafter) and self._drafter.reads_last
+
+    def computed(self, plan: StepPlan, num_decodes: int, hidden: torch.Tensor) -> None:
+        """The forward pass of `plan`, bound if it was to be, gave `hidden`; its first `num_decodes` rows decode."""
+        if isinstance(self._drafter, DeviceDrafter):
+            self._drafter.computed(plan, num_decodes, hidden)
 
     # ---------------------------------------------------------------------------------------------------------- inside
 
@@ -213,16 +254,42 @@ class Speculation:
 
     def _draft(self, slots: Int32, most: Int32, plan: StepPlan) -> tuple[Drafts, Int32]:
         """What the drafter proposes, as far as it is worth it."""
+        if isinstance(self._drafter, DeviceDrafter):
+            seconds = self._drafter.pass_seconds(slots.size)
+            lens = self._worth(slots, most, plan, pass_seconds=seconds, steps=self._steps)
+            self._steps = 0
+            return self._drafter.draft(slots, self._next[slots], lens), np.zeros(slots.size, np.int32)
         drafts = Drafts(*self._drafter.propose(slots, most))
         if self._lengths is None:
             return drafts, np.zeros(slots.size, np.int32)
         sources = self._drafter.sources()
         if drafts.tokens.size:
-            others = int(plan.lens[plan.num_decode_rows :].sum())
-            seconds = self._cost.seconds if self._cost.is_known else lambda num_tokens: 1.0
-            worth = self._lengths.choose(slots, drafts.counts, seconds, sources=sources, other_tokens=others)
-            drafts = drafts.cut(worth)
+            drafts = drafts.cut(self._worth(slots, drafts.counts, plan, sources))
         return drafts, sources
+
+    def _worth(
+        self,
+        slots: Int32,
+        limits: Int32,
+        plan: StepPlan,
+        sources: Int32 | None = None,
+        pass_seconds: float = 0.0,
+        steps: int = 1,
+    ) -> Int32:
+        """(n,) how many tokens of at most `limits` (n,) to verify for each row. This was asked `steps` ago."""
+        if self._lengths is None:
+            return limits
+        others = int(plan.lens[plan.num_decode_rows :].sum())
+        seconds = self._cost.seconds if self._cost.is_known else lambda num_tokens: 1.0
+        return self._lengths.choose(
+            slots,
+            limits,
+            seconds,
+            sources=sources,
+            other_tokens=others,
+            pass_seconds=pass_seconds,
+            steps=steps,
+        )
 
     def _take_in_first(self, count: int) -> None:
         """Take in the first `count` steps, several at once where the same rows drew a token each."""
@@ -241,7 +308,7 @@ class Speculation:
         done = steps[-1]
         for step in steps:
             if step.num_tokens:
-                self._cost.observe(step.num_tokens, step.step.device_seconds())
+                self._cost.observe(step.num_tokens, step.step.device_seconds() - step.draft_seconds)
         slots, positions, origins = done.slots, done.positions, done.origins
         drawn, counts = done.step.drawn(), self._ones[: slots.size]
         if len(steps) > 1:

@@ -228,13 +228,13 @@ class AsyncTimer:
 
 class AsyncStream:
     """Copies through a ring of pinned buffers and events; the host never waits for the device in it, unless it is a
-    whole ring ahead."""
+    whole ring ahead. What was staged is good until `ring` more times something was."""
 
     runs_ahead = True
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, ring: int = RING) -> None:
         self._driver = driver
-        self._ring: list[StagingBuffer | None] = [None] * RING
+        self._ring: list[StagingBuffer | None] = [None] * ring
         self._next = 0
 
     def stage(self, arrays: Sequence[Array]) -> list[torch.Tensor]:
@@ -286,7 +286,7 @@ class AsyncStream:
 
     def _take(self, num_bytes: int) -> StagingBuffer:
         """The next buffer of the ring, with room for `num_bytes`, once its last copy is over."""
-        at, self._next = self._next, (self._next + 1) % RING
+        at, self._next = self._next, (self._next + 1) % len(self._ring)
         buffer = self._ring[at]
         if buffer is not None and not buffer.copied.done():
             buffer.copied.wait()
@@ -336,6 +336,6 @@ class CudaDriver:
         return CudaEvent(self.device)
 
 
-def open_stream(device: torch.device) -> Stream:
-    """The stream of a device."""
-    return HostStream() if device.type == "cpu" else AsyncStream(CudaDriver(device))
+def open_stream(device: torch.device, ring: int = RING) -> Stream:
+    """The stream of a device; if it has to copy, through so many buffers."""
+    return HostStream() if device.type == "cpu" else AsyncStream(CudaDriver(device), ring)

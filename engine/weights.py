@@ -68,18 +68,25 @@ class Names:
     """How tensors are named in checkpoints of a family.
 
     A body saved without its head lacks the `prefix` that all its names else begin with. What begins with one of
-    `unused` may be there and is not read.
+    `unused` may be there and is not read. `renames` are beginnings, as they are stored and as they are asked for.
     """
 
     prefix: str = ""
     unused: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
 
     def expected(self, stored: Iterable[str]) -> dict[str, str]:
         """The name under which a model asks for a tensor -> the name it is stored by."""
         stored = list(stored)
         lacking = self.prefix and not any(name.startswith(self.prefix) for name in stored)
         prefix = self.prefix if lacking else ""
-        return {prefix + modern(name): name for name in stored}
+        return {prefix + self._renamed(modern(name)): name for name in stored}
+
+    def _renamed(self, name: str) -> str:
+        for stored, asked in self.renames:
+            if name.startswith(stored):
+                name = asked + name[len(stored) :]
+        return name
 
 
 def modern(name: str) -> str:

@@ -6,7 +6,7 @@ Where a docstring says "in place", callers must use the returned tensors all the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -99,6 +99,12 @@ class Ops(Protocol):
         eps: float = 1e-6,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Optional per-head RMSNorm, then NeoX-style rotary embedding (half with half), in place."""
+
+    def copy_rows(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """source (T, N) into target (T, N), of one dtype; either's rows may be part of longer ones."""
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Tensors (T, ...) beside each other, along the second dimension."""
 
     def mask_logits(self, logits: torch.Tensor, bits: torch.Tensor, rows: torch.Tensor) -> None:
         """Forbid tokens, in place: their logits become -inf.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -109,6 +111,14 @@ class TorchOps:
         for x, norm in ((q, q_norm), (k, k_norm)):
             x.copy_(rotate(x.float() if norm is None else norm_heads(x, norm, eps), cos, sin))
         return q, k
+
+    def copy_rows(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """source (T, N) into target (T, N)."""
+        target.copy_(source)
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Tensors (T, ...) beside each other, along the second dimension."""
+        return torch.cat(tuple(parts), dim=1)
 
     def mask_logits(self, logits: torch.Tensor, bits: torch.Tensor, rows: torch.Tensor) -> None:
         """Forbid tokens in `rows` (k,) int32 of logits (n, vocab_size), in place; bits (k, words) int32."""

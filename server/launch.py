@@ -39,7 +39,8 @@ def serve(arguments: Sequence[str]) -> int:
     try:
         parsed = parse(arguments)
         set_up_logging("supervisor", parsed.config.observability.log_level)
-        files = resolve(parsed.config.model)
+        drafter = speculation(parsed.config.speculative)
+        files = resolve(parsed.config.model, drafter.model if drafter is not None else None)
         listener = listen(parsed.config.server)
     except HelpWanted:
         from .options.reference import help_text
@@ -147,6 +148,9 @@ def engine_config(
     config: ServeConfig, files: ModelFiles, endpoints: list[str], incarnation: int, directory: Path
 ) -> EngineConfig:
     model, scheduler, cache, device = config.model, config.scheduler, config.cache, config.device
+    speculative = speculation(config.speculative)
+    if speculative is not None and files.draft_dir is not None:
+        speculative = msgspec.structs.replace(speculative, model=str(files.draft_dir))
     num_pages = cache.num_gpu_blocks_override
     if cache.max_total_tokens is not None:
         num_pages = cache.max_total_tokens // cache.block_size
@@ -186,7 +190,7 @@ def engine_config(
         pipeline_parallel_size=config.parallel.pipeline_parallel_size,
         runtime_dir=str(directory),
         seed=model.seed or 0,
-        speculative=speculation(config.speculative),
+        speculative=speculative,
         kv_events=cache.kv_events_config,
         log_level=config.observability.log_level,
     )

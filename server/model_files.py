@@ -32,10 +32,11 @@ class ModelFiles:
     tokenizer_dir: Path
     chat_template: str | None  # Jinja text in place of the checkpoint's
     generation_config: Path | None  # JSON of default sampling parameters
+    draft_dir: Path | None = None  # of a drafter with a checkpoint of its own
 
 
-def resolve(options: ModelOptions) -> ModelFiles:
-    """Find or fetch everything; raises `ModelError`. A download shows its progress on stderr."""
+def resolve(options: ModelOptions, drafter: str | None = None) -> ModelFiles:
+    """Find or fetch everything, that of a `drafter` too; raises `ModelError`. A download shows its progress on stderr."""
     with_weights = options.load_format != "dummy"
     if options.model is None:
         model, model_dir = DEMO_NAME, DEMO_DIR
@@ -67,6 +68,9 @@ def resolve(options: ModelOptions) -> ModelFiles:
         tokenizer_dir=tokenizer_dir,
         chat_template=read_chat_template(options.chat_template),
         generation_config=find_generation_config(options.generation_config, model_dir),
+        draft_dir=None
+        if drafter is None
+        else locate(drafter, "--speculative-config: model", options, None, with_weights),
     )
 
 

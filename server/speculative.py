@@ -34,9 +34,9 @@ class Rules:
 
 METHODS: dict[SpeculativeMethod, Rules] = {
     "ngram": Rules(available=True, needs_model=False, default_tokens=8),
-    "eagle": Rules(available=False, needs_model=True, default_tokens=4),
-    "eagle3": Rules(available=False, needs_model=True, default_tokens=4),
-    "mtp": Rules(available=False, needs_model=False, default_tokens=1),
+    "eagle": Rules(available=True, needs_model=True, default_tokens=4),
+    "eagle3": Rules(available=True, needs_model=True, default_tokens=4),
+    "mtp": Rules(available=True, needs_model=False, default_tokens=1),
     "draft_model": Rules(available=False, needs_model=True, default_tokens=4),
 }
 # Other names, in lower case. vLLM has a name for each family's MTP layers; they all mean those of the checkpoint.

@@ -19,9 +19,10 @@ class SpeculativeOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     speculative_config: Annotated[
         dict[str, Any],
         Option(
-            "JSON object that turns on speculation. vLLM's keys: method (ngram), model, num_speculative_tokens, "
-            "prompt_lookup_min, prompt_lookup_max; beside them window, shared_pool and adaptive. Or decoding_type "
-            "(Eagle, MTP, NGram), speculative_model_dir, num_nextn_predict_layers, max_draft_len, eagle3_one_model.",
+            "JSON object that turns on speculation. vLLM's keys: method (ngram, eagle, eagle3, mtp), model, "
+            "num_speculative_tokens, prompt_lookup_min, prompt_lookup_max; beside them window, shared_pool and "
+            "adaptive. Or decoding_type (Eagle, MTP, NGram), speculative_model_dir, num_nextn_predict_layers, "
+            "max_draft_len, eagle3_one_model.",
             aliases=("-sc",),
             metavar="JSON",
         ),
@@ -29,7 +30,8 @@ class SpeculativeOptions(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     spec_method: Annotated[
         str | None,
         Option(
-            "How tokens are drafted: `ngram` = from the request's own text, and from its `prediction`.",
+            "How tokens are drafted: `ngram` = from the request's own text, and from its `prediction`; `eagle` "
+            "and `eagle3` = by a head with a checkpoint of its own; `mtp` = by the checkpoint's next-token layers.",
             aliases=("--speculative-algorithm", "--speculative-algo"),
             metavar="METHOD",
         ),

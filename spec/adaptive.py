@@ -56,6 +56,7 @@ class DraftLengths:
         self._common: Float32 = np.full(self._common_tried.shape, FIRST_CHANCE, np.float32)
         self._step = 0
         self._savings = 0.0  # seconds that probes may take
+        self._saved_steps = 1  # for which they have not grown yet
         self._next_probe: Int64 = np.zeros(num_slots, np.int64)  # step
         self._interval: Int64 = np.full(num_slots, FIRST_PROBE)
         self._probed: Int32 = np.full(
@@ -96,15 +97,17 @@ class DraftLengths:
         other_tokens: int = 0,
         pass_seconds: float = 0.0,
         max_tokens: int | None = None,
+        steps: int = 1,
     ) -> Int32:
         """Draft lengths (n,) for one step in which each of slots (n,) produces a token, and more where drafts help.
 
         `limits` (n,) are the longest drafts that can be, `sources` (n,) how they come about. `seconds(t)` is the time
         of a step of t tokens, `other_tokens` (prefill, other requests) of which are in it anyway; `pass_seconds` is
         what the longest draft costs per token (a model that drafts one token after the other). The lengths sum to at
-        most `max_tokens`.
+        most `max_tokens`. It is so many `steps` since this was asked before: there was no room for drafts in the others.
         """
-        self._step += 1
+        self._step += steps
+        self._saved_steps = steps
         num_tokens = len(slots) + other_tokens
         some = np.flatnonzero(limits)
         if not some.size:
@@ -183,7 +186,8 @@ class DraftLengths:
         """Make some drafts a token longer than what seems best, within the time that there is for it."""
         self._probed[slots] = -1
         now = seconds(total)
-        self._savings = min(self._savings + PROBE_SHARE * now, now)
+        # Up to what a probe may cost: were it less, a pass that seemed expensive once would never be measured again.
+        self._savings = min(self._savings + PROBE_SHARE * now * self._saved_steps, now + pass_seconds)
         # With the first probe some draft may become the longest.
         if seconds(total + 1) - now + pass_seconds > self._savings:
             return

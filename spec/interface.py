@@ -1,7 +1,7 @@
 """What a drafter is: something that proposes the tokens that may come next, for the model to verify in one pass.
 
 A drafter on the host proposes from the tokens that are known there (`HostDrafter`). One that is a model runs on the
-device, between the steps of the target, and is part of the engine's program.
+device, between the steps of the target, and is part of the engine's program (`engine/draft_models/`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 Int32: TypeAlias = npt.NDArray[np.int32]
 
 
-class HostDrafter(Protocol):
+class Drafter(Protocol):
     """One per engine; holds the state of every slot. A drafter is only told tokens that are final.
 
     Arrays are int32, one-dimensional and contiguous, n rows each a different started slot. Tokens of several rows lie
@@ -44,15 +44,19 @@ class HostDrafter(Protocol):
         verified[i] is how many tokens of its latest draft went through the model; None: all that were proposed.
         """
 
-    def propose(self, slots: Int32, max_lens: Int32) -> tuple[Int32, Int32]:
-        """(counts (n,), tokens (sum counts,)): a draft of at most max_lens[i] tokens for row i, often none."""
-
-    def sources(self) -> Int32:
-        """(n,) of the latest `propose`: how each row's draft came about, 0 .. num_sources - 1."""
-
     def predicted(self, slots: Int32) -> tuple[Int32, Int32]:
         """Since each slot's start: output tokens that were as its user predicted (n,), and draft tokens from the
         prediction that the model looked at and did not say (n,)."""
 
     def stop(self, slot: int) -> None:
         """The request left the slot. Nothing happens if none was there."""
+
+
+class HostDrafter(Drafter, Protocol):
+    """Proposes from tokens alone; what it proposes may be cut short."""
+
+    def propose(self, slots: Int32, max_lens: Int32) -> tuple[Int32, Int32]:
+        """(counts (n,), tokens (sum counts,)): a draft of at most max_lens[i] tokens for row i, often none."""
+
+    def sources(self) -> Int32:
+        """(n,) of the latest `propose`: how each row's draft came about, 0 .. num_sources - 1."""

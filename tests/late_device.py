@@ -17,25 +17,32 @@ from typing import Any
 
 import torch
 from penstock.engine import kv_pool
-from penstock.engine.build import Built, attention_spec, scheduler_config
+from penstock.engine.batch import DeviceSlots
+from penstock.engine.build import Built, attention_spec, draft_attention_spec, scheduler_config
 from penstock.engine.choices import choose
 from penstock.engine.device_thread import DeviceThread
+from penstock.engine.draft_models.config import MTPConfig, read_draft_config
+from penstock.engine.draft_models.drafter import ModelDrafter, staging_buffers
+from penstock.engine.draft_models.load import build_mtp
+from penstock.engine.draft_models.model import moved
 from penstock.engine.grammar.masks import MaskThread
+from penstock.engine.layers.parts import LayerParts
 from penstock.engine.layers.rope import rope_table
-from penstock.engine.model_config import read_model_config
+from penstock.engine.model_config import read_model_config, read_raw_config
 from penstock.engine.models.registry import FAMILIES
 from penstock.engine.parallel.grid import local_config
 from penstock.engine.parallel.group import Group
 from penstock.engine.parallel.ranks import Ranks
-from penstock.engine.parallel.shard import Part
+from penstock.engine.parallel.shard import Part, whole
 from penstock.engine.pooling import Pooler
 from penstock.engine.pooling_config import Purpose
 from penstock.engine.runner import ModelRunner
+from penstock.engine.speculation import Speculation
 from penstock.engine.streams import AsyncStream, HostStream
 from penstock.kernels.attention.interface import AttentionBatch, AttentionSpec
 from penstock.kernels.interface import Recorder
 from penstock.kernels.reference import TorchOps
-from penstock.scheduler.messages import EngineConfig, EngineInfo
+from penstock.scheduler.messages import EngineConfig, EngineInfo, SpeculativeConfig
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
@@ -288,6 +295,7 @@ class GatheredAttention:
         scores = torch.einsum("thd,tkhd->thk", q.float(), keys) * spec.scale
         at = torch.arange(keys.shape[1], device=q.device)
         visible = at[None, :] <= positions[:, None]
+        visible = visible & (at[None, :] >= positions[:, None].clamp(max=spec.first))
         if spec.window is not None:
             visible = visible & (at[None, :] > positions[:, None] - spec.window)
         scores = scores.masked_fill(~visible[:, None, :], float("-inf"))
@@ -353,14 +361,17 @@ def gathered_runner(
     capture_sizes: Sequence[int] = (),
     recorder: Recorder | None = None,
     ranks: Ranks | None = None,
+    speculative: SpeculativeConfig | None = None,
     **options: Any,
 ) -> Iterator[Built]:
     """A runner of the checkpoint in float32, on plain torch and `GatheredAttention`: on the late device, or with None
-    on the CPU as ever. With `ranks` (of one stage) it is one of several."""
+    on the CPU as ever. With `ranks` (of one stage) it is one of several. `speculative` may ask for the checkpoint's own
+    next-token layers."""
     config = EngineConfig(
         model_dir=str(path),
         **{"device": "cpu", "num_threads": 1, "page_size": 4, "target_itl_ms": 0.0, "dtype": "float32"}
         | options,
+        speculative=speculative,
     )
     model_config = read_model_config(path)
     choices = choose(config, model_config)
@@ -396,6 +407,49 @@ def gathered_runner(
             place(rope_table(model_config, length, choices.device)),
             shard,
         )
+
+        def drafting(slots: DeviceSlots) -> Speculation:
+            draft = read_draft_config(config, *read_raw_config(path), model_config)
+            assert isinstance(draft, MTPConfig)
+            table = rope_table(model_config, length, choices.device)
+            parts = [
+                LayerParts(
+                    draft.layer,
+                    number,
+                    "",
+                    PlacedWeights(path, place),
+                    ops,
+                    GatheredAttention(draft_attention_spec(config, draft, choices, groups, number)),
+                    place(moved(table, number + 1)),
+                    whole(draft.layer),
+                )
+                for number in range(draft.num_modules)
+            ]
+            kept = kv_pool.allocate_draft(
+                draft.shape,
+                pages[0] + 1,
+                page_size=config.page_size,
+                dtype=choices.dtype,
+                feature_dtype=choices.dtype,
+                device=where,
+            )
+            drafter = ModelDrafter(
+                build_mtp(draft, parts, model),
+                kept.kv,
+                kept.page_ends,
+                slots.token_buffer,
+                slots.page_tables[0],
+                page_size=config.page_size,
+                max_draft_tokens=speculative.num_speculative_tokens,
+                stream=AsyncStream(device, staging_buffers(len(parts))) if device else HostStream(),
+            )
+            return Speculation(
+                2 * config.max_num_seqs,
+                drafter,
+                max_draft_tokens=speculative.num_speculative_tokens,
+                adaptive=speculative.adaptive,
+            )
+
         kv = kv_pool.allocate(
             local,
             groups,
@@ -422,6 +476,7 @@ def gathered_runner(
             capture_sizes=capture_sizes,
             scratch_pages=pages,
             ranks=ranks,
+            speculation=None if speculative is None else drafting,
         )
 
     runner = thread.submit(make).result()

@@ -10,7 +10,7 @@ import torch
 
 from ...kernels.attention.interface import AttentionBackend
 from ...kernels.interface import Ops
-from ..batch import ForwardBatch
+from ..batch import ForwardBatch, PagePlaces
 from ..models.config import ModelConfig
 from ..parallel.shard import Shard, whole
 from .attention import Attention
@@ -28,6 +28,7 @@ class DecoderLayer:
         self.eps = parts.config.rms_norm_eps
         self.attention = attention
         self.mlp = mlp
+        self.tap: torch.Tensor | None = None  # (most tokens, hidden_size): gets the sum that enters the layer
         self.attention_norm = parts.weights.tensor(f"{parts.name}.input_layernorm.weight", hidden)
         self.mlp_norm = parts.weights.tensor(f"{parts.name}.post_attention_layernorm.weight", hidden)
 
@@ -45,11 +46,17 @@ class DecoderLayer:
             x = self.ops.rms_norm(x, self.attention_norm, self.eps)
         else:
             x, residual = self.ops.add_rms_norm(x, residual, self.attention_norm, self.eps)
+        if self.tap is not None:
+            self.ops.copy_rows(residual, self.tap[: len(residual)])
         x = self.attention(x, batch, wanted)
         if wanted is not None:
             residual = residual.index_select(0, wanted)
         x, residual = self.ops.add_rms_norm(x, residual, self.mlp_norm, self.eps)
         return self.mlp(x), residual
+
+    def write(self, x: torch.Tensor, batch: ForwardBatch, places: PagePlaces) -> None:
+        """The keys and values of x (T, hidden_size), as those of the first layer, and nothing else."""
+        self.attention.write(self.ops.rms_norm(x, self.attention_norm, self.eps), batch, places)
 
 
 class Decoder(ABC):
@@ -71,7 +78,7 @@ class Decoder(ABC):
         tied = config.head == "lm" and config.tie_word_embeddings
         table, own = (config.vocab_size, config.hidden_size), vocab_part(config.vocab_size, shard)
         if shard.first or (shard.last and tied):
-            embedding = weights.tensor("model.embed_tokens.weight", table, own)
+            self.embedding = embedding = weights.tensor("model.embed_tokens.weight", table, own)
         self.embed: Callable[[torch.Tensor], torch.Tensor] | None = None
         if shard.first:
             self.embed = partial(ops.embedding, embedding)
@@ -96,6 +103,7 @@ class Decoder(ABC):
         if not shard.last:
             return
         self.norm = weights.tensor("model.norm.weight", (config.hidden_size,))
+        self.tap: torch.Tensor | None = None  # as a layer's: gets the sum that leaves the last one
         match config.head:
             case "lm":
                 product = ops.linear(
@@ -128,7 +136,9 @@ class Decoder(ABC):
         if not shard.last:
             assert shard.pipe is not None
             return shard.pipe.send(residual.add_(x))
-        x, _ = self.ops.add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
+        x, residual = self.ops.add_rms_norm(x, residual, self.norm, self.config.rms_norm_eps)
+        if self.tap is not None:
+            self.ops.copy_rows(residual, self.tap[: len(residual)])
         return x
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,7 @@ class Family:
 
 DECODERS: dict[str, Family] = {
     "Llama": Family(Llama),
+    "MiMo": Family(Qwen2, window_rule="optional"),  # arXiv:2505.07608
     "Mistral": Family(Mistral, window_rule="all"),
     "Qwen2": Family(Qwen2, window_rule="optional"),
     "Qwen3": Family(Qwen3, window_rule="optional", default_head_dim=128),

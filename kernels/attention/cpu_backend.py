@@ -29,6 +29,7 @@ class CpuAttention:
             spec.window or 0,
             spec.scale,
             spec.soft_cap or 0.0,
+            spec.first,
         )
         self._plan = library.quick["attention_plan"]
         self._run = library.long["attention_run"]

@@ -72,6 +72,8 @@ def why_not(spec: AttentionSpec) -> str | None:
         return f"cannot read keys and values of {spec.kv_dtype} with queries of {spec.dtype}"
     if spec.head_dim not in HEAD_DIMS:
         return f"has kernels for heads of {', '.join(map(str, HEAD_DIMS))} dimensions, not of {spec.head_dim}"
+    if spec.first:
+        return f"cannot leave out the keys before position {spec.first}"
     return None
 
 

@@ -19,7 +19,10 @@ Int32 = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """Shapes that all layers of a KV group share. `window` counts visible keys, the query's included."""
+    """Shapes that all layers of a KV group share. `window` counts visible keys, the query's included.
+
+    Keys at positions below `first` do not exist for queries from there on (those before see at least themselves).
+    """
 
     num_heads: int
     num_kv_heads: int
@@ -30,6 +33,7 @@ class AttentionSpec:
     soft_cap: float | None = None
     dtype: torch.dtype = torch.bfloat16  # of queries and results, for back ends that plan by it
     kv_dtype: torch.dtype | None = None  # of the pages; None = the queries'
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..interface import NotRecordable
 from .interface import AttentionBatch, AttentionSpec
 
 E4M3_MAX = 448.0
@@ -35,6 +36,8 @@ class TorchAttention:
     ) -> torch.Tensor:
         """Write the step's k and v into the pages, attend; (tokens, num_heads, head_dim) in q's dtype."""
         assert self._batch is not None, "run before plan"
+        if q.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise NotRecordable("attention by torch reads lengths on the host")
         batch, page_size = self._batch, self.spec.page_size
         positions = batch.positions.long()
         pages = batch.page_table[batch.slots.long()[batch.token_rows.long()], positions // page_size].long()
@@ -77,7 +80,7 @@ def attend(
         scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)
     q_position = torch.arange(start, start + len(q), device=q.device)[:, None]
     k_position = torch.arange(len(keys), device=q.device)[None, :]
-    visible = k_position <= q_position
+    visible = (k_position <= q_position) & (k_position >= q_position.clamp(max=spec.first))
     if spec.window is not None:
         visible &= k_position > q_position - spec.window
     scores = scores.masked_fill(~visible, float("-inf"))

@@ -1,4 +1,5 @@
 // The most likely token of every row, the first where several are: one pass at the speed of memory.
+#include "graph.h"
 #include "logit_rows.h"
 
 namespace penstock {
@@ -30,3 +31,6 @@ extern "C" {
 PENSTOCK_ARGMAX(bf16, bf16)
 PENSTOCK_ARGMAX(float, f32)
 }
+
+PENSTOCK_RECORDABLE(argmax_bf16)
+PENSTOCK_RECORDABLE(argmax_f32)

@@ -25,6 +25,7 @@ struct Spec {
     int window;      // visible keys, 0 for all
     float scale;
     float soft_cap;  // 0 for none
+    int first;       // the first position that later ones see
 };
 
 // One unit of work: a block of query tokens of a row, some KV heads, some of the parts of its context.
@@ -71,7 +72,8 @@ int divide_up(int a, int b) { return (a + b - 1) / b; }
 
 // The first position that any query of the item sees.
 int first_visible(const Spec &spec, int position) {
-    return spec.window > 0 ? std::max(0, position - spec.window + 1) : 0;
+    const int first = std::min(spec.first, position);
+    return spec.window > 0 ? std::max(first, position - spec.window + 1) : first;
 }
 
 void build(Plan &plan, int rows, const int *slots, const int *starts, const int *q_start) {
@@ -554,9 +556,9 @@ using namespace penstock;
 extern "C" {
 
 void *penstock_attention_new(int num_heads, int num_kv_heads, int head_dim, int page_size, int window, float scale,
-                             float soft_cap) {
+                             float soft_cap, int first) {
     Plan *plan = new Plan;
-    plan->spec = {num_heads, num_kv_heads, head_dim, page_size, window, scale, soft_cap};
+    plan->spec = {num_heads, num_kv_heads, head_dim, page_size, window, scale, soft_cap, first};
     return plan;
 }
 

@@ -1,4 +1,4 @@
-// RMSNorm, residual add, SiLU gating, rotary embedding and the masking of logits, each in one pass over its tensors.
+// RMSNorm, residual add, SiLU gating, rotary embedding, the masking of logits and copies of rows, each in one pass over its tensors.
 //
 // Arithmetic in float32, one rounding at the end; a row is always summed in the same order.
 #include <algorithm>
@@ -141,6 +141,10 @@ void embedding(const char *table, long rows, long row_bytes, const int *ids, int
     });
 }
 
+void copy_rows(const char *from, long from_stride, char *to, long to_stride, long rows, long row_bytes) {
+    each_row(rows, row_bytes / 2, [&](long r) { std::memcpy(to + r * to_stride, from + r * from_stride, row_bytes); });
+}
+
 }  // namespace
 }  // namespace penstock
 
@@ -176,6 +180,11 @@ PENSTOCK_ELEMENTWISE(float, f32)
 void penstock_embedding(const char *table, long rows, long row_bytes, const int *ids, int count, char *out) {
     embedding(table, rows, row_bytes, ids, count, out);
 }
+
+// Strides in bytes.
+void penstock_copy_rows(const char *from, long from_stride, char *to, long to_stride, long rows, long row_bytes) {
+    copy_rows(from, from_stride, to, to_stride, rows, row_bytes);
+}
 }
 
 PENSTOCK_RECORDABLE(rms_norm_bf16)
@@ -187,3 +196,4 @@ PENSTOCK_RECORDABLE(silu_mul_f32)
 PENSTOCK_RECORDABLE(rotary_bf16)
 PENSTOCK_RECORDABLE(rotary_f32)
 PENSTOCK_RECORDABLE(embedding)
+PENSTOCK_RECORDABLE(copy_rows)

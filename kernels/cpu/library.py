@@ -43,11 +43,12 @@ SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "sample": (None, (P, L, I, P, I, P, P, P, P, P, P, P)),
     "score": (None, (P, L, I, P, I, P, I, P, P, P, P)),
     "penalise": (None, (P, L, I, I, P, P, P, P, P, P, P)),
-    "attention_new": (P, (I, I, I, I, I, F, F)),
+    "attention_new": (P, (I, I, I, I, I, F, F, I)),
     "attention_free": (None, (P,)),
     "attention_plan": (None, (P, I, P, P, P, P, L)),
     "attention_run": (None, (P, I, P, P, P, P, P, P, *[L] * 12)),
     "embedding": (None, (P, L, L, P, I, P)),
+    "copy_rows": (None, (P, L, P, L, L, L)),
     "graph_run": (None, (P, I)),
     "ngram_new": (P, (I, I, I, I, I, I)),
     "ngram_free": (None, (P,)),
@@ -69,7 +70,7 @@ TYPED = {
 # What a recording is made of; each has an entry `penstock_invoke_...` that takes its arguments as words (graph.h).
 RECORDABLE = {
     *("linear", "quantized", "rms_norm", "add_rms_norm", "silu_mul", "rotary"),
-    *("attention_run", "embedding"),
+    *("attention_run", "embedding", "copy_rows", "argmax"),
 }
 SUFFIXES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -148,6 +148,34 @@ class CpuOps:
             eps,
         )
         return q, k
+
+    def copy_rows(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """source (T, N) into target (T, N), of one dtype; either's rows may be part of longer ones."""
+        assert source.shape == target.shape
+        assert source.dtype == target.dtype
+        rows, width = source.shape
+        if width > 1 and not source.stride(1) == target.stride(1) == 1:
+            target.copy_(source)
+            return
+        size = source.element_size()
+        call = (self._library.quick if source.numel() < LONG_PASS else self._library.long)["copy_rows"]
+        call(
+            source.data_ptr(),
+            source.stride(0) * size,
+            target.data_ptr(),
+            target.stride(0) * size,
+            rows,
+            width * size,
+        )
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Tensors (T, ...) beside each other, along the second dimension."""
+        out = torch.empty((len(parts[0]), sum(part.shape[1] for part in parts)), dtype=parts[0].dtype)
+        begin = 0
+        for part in parts:
+            self.copy_rows(part, out[:, begin : begin + part.shape[1]])
+            begin += part.shape[1]
+        return out
 
     def mask_logits(self, logits: torch.Tensor, bits: torch.Tensor, rows: torch.Tensor) -> None:
         """Forbid tokens in `rows` (k,) int32 of logits (n, vocab_size), in place; bits (k, words) int32."""

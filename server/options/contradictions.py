@@ -109,3 +109,9 @@ def speculative_contradictions(config: ServeConfig) -> Iterator[str]:
             f"--speculative-config: method {speculative.method}: does not work with --pipeline-parallel-size {stages} "
             "yet: leave one of them out"
         )
+    ranks = config.parallel.tensor_parallel_size
+    if speculative is not None and speculative.method != "ngram" and ranks > 1 == stages:
+        yield (
+            f"--speculative-config: method {speculative.method}: does not work with --tensor-parallel-size {ranks} "
+            "yet: leave one of them out, or use method ngram"
+        )

@@ -66,6 +66,8 @@ def test_flags_of_every_project_are_understood(arguments: str, expected: Specula
             ["--speculative-num-draft-tokens 8", "contradicts --spec-tokens 3"],
         ),
         ("--spec-method ngram --runner pooling", ["method ngram", "--runner pooling", "leave one"]),
+        ("--spec-method mtp -pp 2", ["method mtp", "--pipeline-parallel-size 2", "leave one"]),
+        ("--spec-method mtp -tp 2", ["method mtp", "--tensor-parallel-size 2", "use method ngram"]),
         ("--spec-method ngram -pp 2", ["method ngram", "--pipeline-parallel-size 2", "leave one"]),
         ("--speculative-accept-threshold-acc 0.5", ["--speculative-accept-threshold-acc", "leave it out"]),
         ("--speculative-ngram-capacity 5", ["--speculative-ngram-capacity", "shared_pool"]),

@@ -22,6 +22,7 @@ from engine_runs import Served, serve
 from grammar_languages import LANGUAGES
 from late_device import LateDevice, gathered_runner
 from oracle_drafter import Clockwork, oracle_speculation
+from penstock.engine.batch import DeviceSlots
 from penstock.engine.build import Built, create_runner
 from penstock.engine.drafters import open_speculation
 from penstock.engine.grammar.store import Compile, open_compiler
@@ -120,12 +121,14 @@ def expected(plain: Built) -> Served:
 @contextmanager
 def drafting(plain: Built, how: SpeculativeConfig | Speculation, **scheduler: Any) -> Iterator[Built]:
     """The same engine with drafts, whose lengths are chosen the same way in every run."""
-    made = open_speculation(how, plain.runner.num_slots) if isinstance(how, SpeculativeConfig) else how
-    assert made is not None
+    runner, made = plain.runner, how
+    if isinstance(how, SpeculativeConfig):
+        made = open_speculation(how, runner.num_slots)(DeviceSlots(runner._token_buffer, runner._page_tables))
+    assert isinstance(made, Speculation)
     made._cost = Clockwork()  # type: ignore[assignment]
     most = how.num_speculative_tokens if isinstance(how, SpeculativeConfig) else DRAFTS
     config = replace(plain.scheduler_config, max_draft_tokens=most, **scheduler)
-    with patch.object(plain.runner, "_speculation", made):
+    with patch.object(runner, "_speculation", made):
         yield replace(plain, scheduler_config=config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from attention_batches import Target, check_against_oracle, make_batch, make_ten
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock.kernels.attention.cpu_backend import CpuAttention
-from penstock.kernels.attention.torch_backend import TorchAttention
+from penstock.kernels.attention.interface import AttentionSpec
+from penstock.kernels.attention.torch_backend import TorchAttention, attend
 from penstock.kernels.cpu.library import Library
 
 CPU = [
@@ -58,6 +60,28 @@ def test_every_page_size_window_and_soft_cap_matches_the_oracle(
     rows = [(0, 1), (511, 1), (512, 1), (1100, 1), (0, 3), (500, 40)]
     for some in (rows, rows[:4]):
         check_against_oracle(library, target, spec_of((4, 2), 64, page_size, window, soft_cap), some)
+
+
+@pytest.mark.parametrize("target", CPU)
+@pytest.mark.parametrize("first", [1, 3, 64, 515])
+@pytest.mark.parametrize("window", [None, 40])
+def test_keys_before_the_first_one_are_not_seen(
+    library: Library, window: int | None, first: int, target: Target
+) -> None:
+    spec = replace(spec_of(window=window), first=first)
+    rows = [(first, 1), (first + 1, 1), (700, 1), (0, first + 9), (first + 2, 70)]
+    check_against_oracle(library, target, spec, rows)
+
+
+def test_the_oracle_sees_what_attention_without_the_first_keys_sees() -> None:
+    spec = AttentionSpec(2, 1, 8, 4, 0.5, first=3)
+    q, k, v = (
+        torch.randn(12, heads, 8, generator=torch.Generator().manual_seed(heads)) for heads in (2, 1, 1)
+    )
+    out = attend(q, k, v, 0, spec)
+    expected = attend(q[3:], k[3:], v[3:], 0, replace(spec, first=0))
+    torch.testing.assert_close(out[3:], expected)
+    assert out[:3].isfinite().all()
 
 
 @settings(max_examples=30, deadline=None)

@@ -129,3 +129,19 @@ def test_what_is_no_kernel_of_ours_is_refused(
         graph = recorder.record(lambda: linear(x))
     assert graph.num_calls == 1
     assert torch.equal(graph.replay(), linear(x))
+
+
+@DTYPES
+def test_copies_joins_and_argmax_are_replayed(ops: CpuOps, recorder: CpuRecorder, dtype: torch.dtype) -> None:
+    a, b = (torch.randn(5, 30, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in (1, 2))
+    best = torch.zeros((5, 1), dtype=torch.int32)
+
+    def work() -> torch.Tensor:
+        joined = ops.join([a, b])
+        ops.copy_rows(ops.sampling.argmax(joined).view(-1, 1), best)
+        return joined
+
+    graph = recorder.record(work)
+    a.copy_(torch.randn(5, 30))
+    assert torch.equal(graph.replay(), torch.cat((a, b), 1))
+    assert torch.equal(best[:, 0], torch.cat((a, b), 1).argmax(1).int())

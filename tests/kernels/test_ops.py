@@ -178,3 +178,19 @@ def test_masks_forbid_what_their_bits_say_in_their_rows_alone(
         masked = logits.clone()
         which.mask_logits(masked, bits, rows)
         assert torch.equal(masked, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int32], ids=["f32", "bf16", "i32"])
+@pytest.mark.parametrize("rows", [0, 1, 7, 900])
+def test_rows_are_copied_and_joined_whatever_they_are_part_of(
+    ops: CpuOps, rows: int, dtype: torch.dtype
+) -> None:
+    long = (100 * randn(rows, 50, dtype=torch.float32)).to(dtype)
+    parts = [long[:, :13], long[:, 20:21], long[:, 30:].contiguous()]
+    assert torch.equal(ops.join(parts), REFERENCE.join(parts))
+    for which in (ops, REFERENCE):
+        target = torch.full((rows, 40), 7, dtype=dtype)
+        which.copy_rows(long[:, 5:15], target[:, 20:30])
+        assert torch.equal(target[:, 20:30], long[:, 5:15])
+        assert (target[:, :20] == 7).all()
+        assert (target[:, 30:] == 7).all()

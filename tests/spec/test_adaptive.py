@@ -169,6 +169,26 @@ def test_drafts_come_back_when_they_are_accepted_again(cost: str, steps: int) ->
     assert rate > 1.5
 
 
+@pytest.mark.parametrize("pass_seconds", [0.02, 6.0])
+@pytest.mark.parametrize("pause", [1, 16])
+def test_a_model_that_was_refused_is_tried_again_for_a_hundredth_of_the_time(
+    pass_seconds: float, pause: int
+) -> None:
+    """However seldom steps have room for drafts, and even if a draft takes longer than a step."""
+    lengths, slots, number = DraftLengths(1, 4), ints([0]), 20_000
+    lengths.start(0)
+    tries = 0
+    for _ in range(number // pause):
+        lens = lengths.choose(slots, ints([4]), affine(1.0, 0.01), pass_seconds=pass_seconds, steps=pause)
+        lengths.observe(slots, lens, ints([0]))
+        tries += int(lens.any())
+    cost = pass_seconds + 0.01
+    seldom = min(
+        PROBE_SHARE * number / cost, number / 128
+    )  # what there is time for, and a request's longest interval
+    assert 0.3 * seldom < tries < 1.2 * seldom + 10
+
+
 @pytest.mark.parametrize(("chance", "least", "most"), [(0.95, 6, 8), (0.5, 0.5, 4), (0.2, 0, 1)])
 def test_draft_length_follows_what_is_accepted(chance: float, least: float, most: float) -> None:
     requests = Requests(8, affine(1.0, 0.02), chance)
