@@ -153,9 +153,7 @@ class ModelRunner:
 
     def warm_up(self) -> None:
         """Run a prefill and decodes in slot 0: the first request finds everything touched, chosen and recorded."""
-        length = max(
-            0, min(WARM_UP_TOKENS, self._max_model_len - 2)
-        )  # so that there is room for what decodes draw
+        length = max(0, min(WARM_UP_TOKENS, self._max_model_len - 2))  # decodes have room for what they draw
         for start, count in ((0, length), (length, 1), (length, 1)):
             plan = StepPlan(
                 step=-1,

@@ -122,9 +122,10 @@ def expected(plain: Built) -> Served:
 def drafting(plain: Built, how: SpeculativeConfig | Speculation, **scheduler: Any) -> Iterator[Built]:
     """The same engine with drafts, whose lengths are chosen the same way in every run."""
     runner, made = plain.runner, how
-    if isinstance(how, SpeculativeConfig):
-        made = open_speculation(how, runner.num_slots)(DeviceSlots(runner._token_buffer, runner._page_tables))
-    assert isinstance(made, Speculation)
+    if isinstance(made, SpeculativeConfig):
+        opened = open_speculation(made, runner.num_slots)
+        assert opened is not None
+        made = opened(DeviceSlots(runner._token_buffer, runner._page_tables))
     made._cost = Clockwork()  # type: ignore[assignment]
     most = how.num_speculative_tokens if isinstance(how, SpeculativeConfig) else DRAFTS
     config = replace(plain.scheduler_config, max_draft_tokens=most, **scheduler)
