@@ -316,7 +316,7 @@ def attention_spec(
         num_kv_heads=model_config.num_kv_heads,
         head_dim=model_config.head_dim,
         page_size=config.page_size,
-        scale=model_config.head_dim**-0.5,
+        scale=model_config.attention_scale or model_config.head_dim**-0.5,
         window=window,
         dtype=choices.dtype,
         kv_dtype=choices.kv_dtype,

@@ -78,7 +78,7 @@ def footprint(
     feature_dtype: torch.dtype | None = None,  # of what a drafter keeps beside keys and values; None = theirs
 ) -> Footprint:
     """Pages and bytes of one sequence; a sliding group holds its window and the chunk being computed."""
-    vector_bytes = 2 * config.num_kv_heads * config.head_dim * dtype.itemsize
+    vector_bytes = config.cached_per_token * dtype.itemsize
     pages = []
     for window in groups.windows:
         whole = -(-max_model_len // page_size)
@@ -181,7 +181,10 @@ def allocate(
         shape = (pages[group], page_size, config.num_kv_heads, config.head_dim)
         return zeros(shape, dtype, device)
 
-    return [(pool(group), pool(group)) for group in groups.of_layer]
+    keys = [pool(group) for group in groups.of_layer]
+    if config.latent is not None:
+        return [(each, each) for each in keys]
+    return [(each, pool(group)) for each, group in zip(keys, groups.of_layer, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +209,8 @@ def allocate_draft(
     device: torch.device,
 ) -> DraftPages:
     shape = (num_pages, page_size, draft.num_kv_heads, draft.head_dim)
-    kv = [(zeros(shape, dtype, device), zeros(shape, dtype, device)) for _ in range(draft.num_modules)]
+    keys = [zeros(shape, dtype, device) for _ in range(draft.num_modules)]
+    kv = [(each, zeros(shape, dtype, device) if draft.has_values else each) for each in keys]
     ends = [zeros((num_pages, draft.feature_size), feature_dtype, device) for _ in range(draft.num_modules)]
     return DraftPages(kv, ends)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigurationError
-from .models.config import ModelConfig, RopeConfig
+from .models.config import ExpertsConfig, LatentConfig, ModelConfig, RopeConfig
 from .models.registry import FAMILIES, HEADS
 
 ROPE_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
@@ -60,7 +62,7 @@ def parse_model_config(raw: Mapping[str, Any], where: str = "config.json") -> Mo
     num_layers, max_positions = fields.size("num_hidden_layers"), fields.size("max_position_embeddings")
     rope = parse_rope(fields, max_positions)
     head = HEADS[architecture]
-    return ModelConfig(
+    config = ModelConfig(
         architecture=architecture,
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
@@ -80,6 +82,43 @@ def parse_model_config(raw: Mapping[str, Any], where: str = "config.json") -> Mo
         dtype=checkpoint_dtype(raw, where),
         head=head,
         num_labels=len(read_labels(raw, where)) if head == "classify" else 0,
+    )
+    return with_latents(config, fields) if "kv_lora_rank" in raw else config
+
+
+def with_latents(config: ModelConfig, fields: Fields) -> ModelConfig:
+    """As DeepSeek-V3 says what its attention caches, and which experts it has."""
+    latent = LatentConfig(
+        q_rank=fields.size("q_lora_rank") if fields.raw.get("q_lora_rank") is not None else None,
+        rank=fields.size("kv_lora_rank"),
+        nope_dim=fields.size("qk_nope_head_dim"),
+        rope_dim=fields.size("qk_rope_head_dim"),
+        value_dim=fields.size("v_head_dim"),
+        interleaved=fields.get("rope_interleave", bool, True),
+    )
+    experts = ExpertsConfig(
+        num=fields.size("n_routed_experts"),
+        num_chosen=fields.size("num_experts_per_tok"),
+        num_shared=fields.size("n_shared_experts"),
+        num_groups=fields.size("n_group", 1),
+        num_chosen_groups=fields.size("topk_group", 1),
+        intermediate_size=fields.size("moe_intermediate_size"),
+        scale=fields.number("routed_scaling_factor", 1.0),
+        normalised=fields.get("norm_topk_prob", bool, True),
+        first_layer=fields.get("first_k_dense_replace", int, 0),
+    )
+    cached, rope = latent.rope_dim + latent.rank, config.rope
+    scale = (latent.nope_dim + latent.rope_dim) ** -0.5
+    if rope.kind == "yarn" and rope.mscale_all_dim:
+        scale *= (0.1 * rope.mscale_all_dim * math.log(rope.factor) + 1.0) ** 2
+    return replace(
+        config,
+        num_kv_heads=1,
+        head_dim=cached,
+        rope=replace(rope, partial_rotary_factor=latent.rope_dim / cached),
+        attention_scale=scale,
+        latent=latent,
+        experts=experts,
     )
 
 

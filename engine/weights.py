@@ -38,8 +38,10 @@ class DeclaredWeights:
         self.shapes: dict[str, Shape] = {}  # as they are stored
         self.num_elements = 0  # of the parts
 
-    def tensor(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
-        return self.stacked([name], [shape], [part])
+    def tensor(
+        self, name: str, shape: Shape, part: Part | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        return self.stacked([name], [shape], [part]).to(dtype or self.dtype)
 
     def stacked(
         self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None] | None = None
@@ -134,12 +136,14 @@ class SafetensorsWeights:
         self._total = num_elements or sum(math.prod(shape) for shape in needed.values())
         self._done = 0
 
-    def tensor(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
+    def tensor(
+        self, name: str, shape: Shape, part: Part | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
         if part is not None and part.end > shape[part.dim]:
-            return self._stacked([name], [shape], [part])
+            return self._stacked([name], [shape], [part], dtype)
         mapped = self._mapped(name, part)
         self._count(mapped.numel())
-        return mapped.to(device=self._device, dtype=self._dtype)
+        return mapped.to(device=self._device, dtype=dtype or self._dtype)
 
     def stacked(
         self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None] | None = None
@@ -147,11 +151,15 @@ class SafetensorsWeights:
         return self._stacked(names, shapes, parts or [None] * len(names))
 
     def _stacked(
-        self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None]
+        self,
+        names: Sequence[str],
+        shapes: Sequence[Shape],
+        parts: Sequence[Part | None],
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         own = part_shapes(shapes, parts)
         heights = [shape[0] for shape in own]
-        out = torch.empty((sum(heights), *own[0][1:]), dtype=self._dtype, device=self._device)
+        out = torch.empty((sum(heights), *own[0][1:]), dtype=dtype or self._dtype, device=self._device)
         for name, place, part in zip(names, out.split_with_sizes(heights), parts, strict=True):
             mapped = self._mapped(name, part)
             if mapped.shape != place.shape:
@@ -271,8 +279,10 @@ class DummyWeights:
         self._total = num_elements or sum(math.prod(shape) for shape in needed.values())
         self._done = 0
 
-    def tensor(self, name: str, shape: Shape, part: Part | None = None) -> torch.Tensor:
-        return self._stacked([name], [shape], [part])
+    def tensor(
+        self, name: str, shape: Shape, part: Part | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        return self._stacked([name], [shape], [part], dtype)
 
     def stacked(
         self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None] | None = None
@@ -280,11 +290,15 @@ class DummyWeights:
         return self._stacked(names, shapes, parts or [None] * len(names))
 
     def _stacked(
-        self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None]
+        self,
+        names: Sequence[str],
+        shapes: Sequence[Shape],
+        parts: Sequence[Part | None],
+        dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         own = part_shapes(shapes, parts)
         heights = [shape[0] for shape in own]
-        out = torch.empty((sum(heights), *own[0][1:]), dtype=self._dtype, device=self._device)
+        out = torch.empty((sum(heights), *own[0][1:]), dtype=dtype or self._dtype, device=self._device)
         for name, shape, place, part in zip(names, shapes, out.split_with_sizes(heights), parts, strict=True):
             self._fill(name, shape, place, part)
         return out

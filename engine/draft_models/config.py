@@ -78,7 +78,12 @@ class MTPConfig:
 
 def shape_of(layer: ModelConfig, num_modules: int) -> DraftShape:
     return DraftShape(
-        num_modules, layer.num_heads, layer.num_kv_heads, layer.head_dim, feature_size=layer.hidden_size
+        num_modules,
+        layer.num_heads,
+        layer.num_kv_heads,
+        layer.head_dim,
+        feature_size=layer.hidden_size,
+        has_values=layer.latent is None,
     )
 
 

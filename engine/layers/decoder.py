@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 
@@ -13,16 +14,26 @@ from ...kernels.interface import Ops
 from ..batch import ForwardBatch, PagePlaces
 from ..models.config import ModelConfig
 from ..parallel.shard import Shard, whole
-from .attention import Attention
-from .mlp import GatedMLP
 from .parts import LayerParts, Weights
 from .vocab import VocabParallelEmbedding, VocabParallelHead, vocab_part
+
+
+class AttentionBlock(Protocol):
+    def __call__(
+        self, x: torch.Tensor, batch: ForwardBatch, wanted: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(T, hidden_size) -> (T, hidden_size), or (R, hidden_size) of the `wanted` tokens alone."""
+
+    def write(self, x: torch.Tensor, batch: ForwardBatch, places: PagePlaces) -> None:
+        """What is cached of x (T, hidden_size) goes to its `places`, and nothing attends."""
 
 
 class DecoderLayer:
     """x + attention(norm(x)), then x + mlp(norm(x)); the sum is kept apart as `residual` until the next norm."""
 
-    def __init__(self, parts: LayerParts, *, attention: Attention, mlp: GatedMLP) -> None:
+    def __init__(
+        self, parts: LayerParts, *, attention: AttentionBlock, mlp: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
         hidden = (parts.config.hidden_size,)
         self.ops = parts.ops
         self.eps = parts.config.rms_norm_eps

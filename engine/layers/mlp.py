@@ -11,9 +11,16 @@ from .parts import LayerParts
 class GatedMLP:
     """down(silu(gate(x)) · up(x)); gate and up come out of one product. Ranks share out what lies between."""
 
-    def __init__(self, parts: LayerParts, *, bias: bool) -> None:
-        hidden, inner = parts.config.hidden_size, parts.config.intermediate_size
-        weights, name = parts.weights, f"{parts.name}.mlp"
+    def __init__(
+        self,
+        parts: LayerParts,
+        *,
+        bias: bool,
+        name: str | None = None,  # prefix of its weights; None = the layer's mlp
+        intermediate_size: int | None = None,  # None = the configuration's
+    ) -> None:
+        hidden, inner = parts.config.hidden_size, intermediate_size or parts.config.intermediate_size
+        weights, name = parts.weights, name or f"{parts.name}.mlp"
         names = [f"{name}.{x}_proj" for x in ("gate", "up")]
         own = [parts.shard.part(inner)] * 2
         self.gated = parts.ops.gated_linear(

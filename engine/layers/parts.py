@@ -17,9 +17,15 @@ from ..parallel.shard import Part, Shard
 class Weights(Protocol):
     """Where parameters come from; each is asked for once, by its full name and shape in the checkpoint."""
 
-    def tensor(self, name: str, shape: tuple[int, ...], part: Part | None = None) -> torch.Tensor:
-        """The named tensor, or the part of it that is wanted, on the model's device and in its dtype, owned by the
-        caller."""
+    def tensor(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        part: Part | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """The named tensor, or the part of it that is wanted, on the model's device and in its dtype (or in this one),
+        owned by the caller."""
 
     def stacked(
         self,

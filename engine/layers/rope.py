@@ -15,7 +15,7 @@ def rope_table(config: ModelConfig, length: int, device: torch.device) -> torch.
     Scaled by the attention factor where the variant has one (YaRN, arXiv:2309.00071 §3.4).
     """
     rope = config.rope
-    dim = int(config.head_dim * rope.partial_rotary_factor)
+    dim = round(config.head_dim * rope.partial_rotary_factor)
     positions = torch.arange(length, dtype=torch.float32)
     match rope.kind:
         case "default":

@@ -29,8 +29,38 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentConfig:
+    """Latent attention: sizes of what queries (None: nothing) and keys are squeezed to, and of a head's parts."""
+
+    q_rank: int | None
+    rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    interleaved: bool  # pairs to be rotated lie side by side in the checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsConfig:
+    """A mixture of experts, from layer `first_layer` on."""
+
+    num: int
+    num_chosen: int
+    num_shared: int
+    num_groups: int
+    num_chosen_groups: int
+    intermediate_size: int
+    scale: float
+    normalised: bool
+    first_layer: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A decoder's shape. `windows[i]` is the number of keys layer i sees (its own included), None for all."""
+    """A decoder's shape. `windows[i]` is the number of keys layer i sees (its own included), None for all.
+
+    With `latent`, keys are their own values: num_kv_heads (1) and head_dim are those of what is cached.
+    """
 
     architecture: str
     vocab_size: int
@@ -51,6 +81,14 @@ class ModelConfig:
     dtype: str | None  # of the checkpoint, None when it does not say
     head: Head = "lm"
     num_labels: int = 0
+    attention_scale: float | None = None  # of scores; None = head_dim ** -0.5
+    latent: LatentConfig | None = None
+    experts: ExpertsConfig | None = None
+
+    @property
+    def cached_per_token(self) -> int:
+        """Numbers that a layer caches of a token."""
+        return (2 if self.latent is None else 1) * self.num_kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from ..layers.decoder import Decoder
 from ..layers.encoder import Encoder
 from .bert import Bert
 from .config import Head
+from .deepseek import DeepseekV3
 from .llama import Llama
 from .mistral import Mistral
 from .qwen2 import Qwen2
@@ -30,6 +31,7 @@ class Family:
 
 
 DECODERS: dict[str, Family] = {
+    "DeepseekV3": Family(DeepseekV3),
     "Llama": Family(Llama),
     "MiMo": Family(Qwen2, window_rule="optional"),  # arXiv:2505.07608
     "Mistral": Family(Mistral, window_rule="all"),

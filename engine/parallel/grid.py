@@ -52,6 +52,11 @@ def local_config(config: ModelConfig, tensor: int) -> ModelConfig:
 
 def refuse_what_does_not_divide(grid: Grid, config: ModelConfig) -> None:
     """Raises ConfigurationError if the model cannot be shared out like this."""
+    if config.latent is not None:
+        raise ConfigurationError(
+            f"--tensor-parallel-size {grid.tensor}, --pipeline-parallel-size {grid.stages}: {config.architecture} runs "
+            "in one process only so far: leave both at 1"
+        )
     problems = list(obstacles(config, grid.tensor))
     if problems:
         possible = [

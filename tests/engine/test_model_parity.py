@@ -29,6 +29,11 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
 SLIDING = {"use_sliding_window": True, "sliding_window": 13, "max_window_layers": 1}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "deepseek": ("deepseek_v3", {}),
+    "deepseek-yarn-whole-queries": (
+        "deepseek_v3",
+        {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.8}, "q_lora_rank": None},
+    ),
     "llama": ("llama", {}),
     "llama-mha": ("llama", {"num_key_value_heads": 4, "head_dim": 32}),
     "llama3-rope-biases-tied": (
@@ -51,6 +56,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Cases that are served, and how few pages make their requests preempt each other.
 SERVED = {
+    "deepseek": 26,
     "llama": 26,
     "llama3-rope-biases-tied": 26,
     "mistral-sliding": 12,
