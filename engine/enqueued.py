@@ -19,7 +19,7 @@ from .pooling import Pooler
 from .streams import Fetch, Stream, Timer
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class EnqueuedStep:
     """Made by the device's thread, read by whoever wants the result. What is fetched: the tokens, then what was scored,
     then the states of prompts to be pooled. Rows are those of the plan that the

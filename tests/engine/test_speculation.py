@@ -226,6 +226,31 @@ def test_preempted_requests_go_on_with_their_drafts_and_their_counts(
                 assert len(output) // 2 <= request.predicted[0] < len(output)
 
 
+@pytest.mark.parametrize("steps_in_flight", [1, 2])
+def test_a_prediction_may_come_when_nobody_has_drafted_for_long(plain: Built, steps_in_flight: int) -> None:
+    """The steps before are not settled yet then."""
+    how = [SamplingParams(max_tokens=TOKENS, temperature=1.5, seed=seed) for seed in range(4)]
+    reference = serve(plain, PROMPTS[:4], how)
+    predictions = [[], [], *reference.outputs[2:]]
+    for every in (11, 13, 14, 17):
+        with drafting(plain, METHODS["fixed"]) as built:
+            served = serve(
+                built,
+                PROMPTS[:4],
+                how,
+                steps_in_flight=steps_in_flight,
+                arrive_every=every,
+                predictions=predictions,
+            )
+        assert endings(served) == endings(reference)
+        assert [request.predicted for request in served.requests] == [
+            (0, 0),
+            (0, 0),
+            (TOKENS, 0),
+            (TOKENS, 0),
+        ]
+
+
 def test_resumed_requests_count_only_what_came_since(plain: Built, expected: Served) -> None:
     already = 25
     prompts = [p + o[:already] for p, o in zip(PROMPTS, expected.outputs, strict=True)]
