@@ -6,6 +6,7 @@ the m-th next-token layer, of token i + 1 + m), and stands at rotary position i.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,8 +105,10 @@ def make_eagle1(path: Path, seed: int = 6) -> Tensors:
     return tensors
 
 
-def add_mtp(path: Path, num_layers: int, style: str = "mimo", seed: int = 7) -> Tensors:
-    """Next-token layers into the Qwen3 checkpoint at `path`."""
+def add_mtp(
+    path: Path, num_layers: int, style: str = "mimo", seed: int = 7, *, qkv_bias: bool = False
+) -> Tensors:
+    """Next-token layers into the checkpoint at `path`: of Qwen3, or with `qkv_bias` of Qwen2."""
     shapes: Shapes = {}
     config_file = path / "config.json"
     config = json.loads(config_file.read_text())
@@ -123,7 +126,13 @@ def add_mtp(path: Path, num_layers: int, style: str = "mimo", seed: int = 7) -> 
                 name = f"model.layers.{config['num_hidden_layers'] + number}"
                 names = [f"{name}.{x}" for x in ("enorm", "hnorm", "shared_head.norm")]
                 projection = f"{name}.eh_proj"
-        shapes |= layer_shapes(name, qk_norm=True) | {f"{each}.weight": (HIDDEN,) for each in names}
+        shapes |= layer_shapes(name, qk_norm=not qkv_bias) | {f"{each}.weight": (HIDDEN,) for each in names}
+        if qkv_bias:
+            widths = (HEADS, KV_HEADS, KV_HEADS)
+            shapes |= {
+                f"{name}.self_attn.{x}_proj.bias": (count * HEAD_DIM,)
+                for x, count in zip("qkv", widths, strict=True)
+            }
         shapes[f"{projection}.weight"] = (HIDDEN, 2 * HIDDEN)
     tensors = random_tensors(shapes, seed)
     config["num_nextn_predict_layers"] = num_layers
@@ -297,3 +306,36 @@ def mtp_oracle(target: PreTrainedModel, tensors: Tensors, num_layers: int, style
         return (x if style == "deepseek" else normed), target.lm_head(normed)
 
     return Oracle(target, num_layers, lambda hidden, final: final, entries)
+
+
+def deepseek_oracle(path: Path, whole: PreTrainedModel, seed: int = 8) -> Oracle:
+    """Makes the last layer of the DeepSeek-V3 checkpoint at `path` (`whole`, in transformers) one for the next token,
+    stored as DeepSeek does, copies of embedding and head beside it."""
+    number = whole.config.num_hidden_layers - 1
+    name = f"model.layers.{number}"
+    shapes: Shapes = {f"{name}.{x}.weight": (HIDDEN,) for x in ("enorm", "hnorm", "shared_head.norm")}
+    own = random_tensors(shapes | {f"{name}.eh_proj.weight": (HIDDEN, 2 * HIDDEN)}, seed)
+    tensors = load_file(path / "model.safetensors")
+    copies = {
+        f"{name}.embed_tokens.weight": tensors["model.embed_tokens.weight"],
+        f"{name}.shared_head.head.weight": tensors["lm_head.weight"],
+    }
+    config = json.loads((path / "config.json").read_text())
+    write(path, config | {"num_hidden_layers": number, "num_nextn_predict_layers": 1}, tensors | copies | own)
+    target = copy.deepcopy(whole)
+    target.model.layers = target.model.layers[:number]
+    target.config.num_hidden_layers = number
+    layer = whole.model.layers[number]
+
+    def entries(_: int, embedded: torch.Tensor, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embedded = embedded.clone()
+        embedded[0] = 0
+        both = [rms(embedded, own[f"{name}.enorm.weight"]), rms(states, own[f"{name}.hnorm.weight"])]
+        x = F.linear(torch.cat(both, -1), own[f"{name}.eh_proj.weight"])[None]
+        positions = torch.arange(x.shape[1])[None]
+        turns = whole.model.rotary_emb(x, positions)
+        x = layer(x, attention_mask=None, position_ids=positions, position_embeddings=turns)
+        x = (x[0] if isinstance(x, tuple) else x)[0]
+        return x, whole.lm_head(rms(x, own[f"{name}.shared_head.norm.weight"]))
+
+    return Oracle(target, 1, lambda hidden, final: final, entries)

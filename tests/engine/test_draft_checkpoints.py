@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace as replace_field
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,13 @@ def test_a_configuration_is_read_without_its_weights(target: Path, tmp_path: Pat
     assert (read.aux_layers, read.draft_vocab_size) == ((1, 2, 3), DRAFT_VOCAB)
     assert read.norm_before_residual
     assert not read.norm_output
+
+
+def test_mimo_is_qwen2_with_next_token_layers(tmp_path: Path) -> None:
+    make_checkpoint("qwen2", tmp_path, tie_word_embeddings=False)
+    raw, where = read_raw_config(tmp_path)
+    ours = parse_model_config({**raw, "architectures": ["MiMoForCausalLM"]}, where)
+    assert replace_field(ours, architecture="Qwen2ForCausalLM") == parse_model_config(raw, where)
+    add_mtp(tmp_path, 1, qkv_bias=True)
+    change_config(tmp_path, architectures=["MiMoForCausalLM"])
+    create_runner(config(tmp_path, "mtp")).runner.close()
