@@ -190,13 +190,13 @@ def create_runner(
             # The last page of each group is the scratch page of padding rows.
             scratch = tuple(count + 1 for count in pages)
             kv = thread.submit(allocate_kv_cache, config, local, choices, groups, scratch).result()
-            kv_cache_bytes = sum(tensor[:-1].nbytes for pair in kv for tensor in pair)
+            pools = [tensor for pair in kv for tensor in pair]
             loaded_draft = None
             if draft is not None:
                 draft_pages = thread.submit(
                     allocate_draft_pages, config, choices, draft, scratch[groups.of_draft]
                 ).result()
-                kv_cache_bytes += sum(tensor[:-1].nbytes for tensor in draft_pages.tensors())
+                pools += draft_pages.tensors()
                 loaded_draft = LoadedDraft(
                     draft_model,
                     draft_pages,
@@ -204,6 +204,8 @@ def create_runner(
                     config.page_size,
                     (lambda: None) if config.enforce_eager or choices.capture_sizes else ops.recorder,
                 )
+            # Keys that are their own values are one pool.
+            kv_cache_bytes = sum({pool.data_ptr(): pool[:-1].nbytes for pool in pools}.values())
             if ranks is not None:
                 weight_bytes, kv_cache_bytes = ranks.total(weight_bytes), ranks.total(kv_cache_bytes)
             stream = open_stream(choices.device)

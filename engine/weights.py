@@ -41,7 +41,8 @@ class DeclaredWeights:
     def tensor(
         self, name: str, shape: Shape, part: Part | None = None, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        return self.stacked([name], [shape], [part]).to(dtype or self.dtype)
+        declared = self.stacked([name], [shape], [part])
+        return declared if dtype is None else torch.empty(declared.shape, dtype=dtype, device="meta")
 
     def stacked(
         self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None] | None = None
@@ -140,7 +141,7 @@ class SafetensorsWeights:
         self, name: str, shape: Shape, part: Part | None = None, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
         if part is not None and part.end > shape[part.dim]:
-            return self._stacked([name], [shape], [part], dtype)
+            return self._stacked([name], [shape], [part]).to(dtype or self._dtype)
         mapped = self._mapped(name, part)
         self._count(mapped.numel())
         return mapped.to(device=self._device, dtype=dtype or self._dtype)
@@ -151,15 +152,11 @@ class SafetensorsWeights:
         return self._stacked(names, shapes, parts or [None] * len(names))
 
     def _stacked(
-        self,
-        names: Sequence[str],
-        shapes: Sequence[Shape],
-        parts: Sequence[Part | None],
-        dtype: torch.dtype | None = None,
+        self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None]
     ) -> torch.Tensor:
         own = part_shapes(shapes, parts)
         heights = [shape[0] for shape in own]
-        out = torch.empty((sum(heights), *own[0][1:]), dtype=dtype or self._dtype, device=self._device)
+        out = torch.empty((sum(heights), *own[0][1:]), dtype=self._dtype, device=self._device)
         for name, place, part in zip(names, out.split_with_sizes(heights), parts, strict=True):
             mapped = self._mapped(name, part)
             if mapped.shape != place.shape:
@@ -282,7 +279,7 @@ class DummyWeights:
     def tensor(
         self, name: str, shape: Shape, part: Part | None = None, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        return self._stacked([name], [shape], [part], dtype)
+        return self._stacked([name], [shape], [part]).to(dtype or self._dtype)
 
     def stacked(
         self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None] | None = None
@@ -290,15 +287,11 @@ class DummyWeights:
         return self._stacked(names, shapes, parts or [None] * len(names))
 
     def _stacked(
-        self,
-        names: Sequence[str],
-        shapes: Sequence[Shape],
-        parts: Sequence[Part | None],
-        dtype: torch.dtype | None = None,
+        self, names: Sequence[str], shapes: Sequence[Shape], parts: Sequence[Part | None]
     ) -> torch.Tensor:
         own = part_shapes(shapes, parts)
         heights = [shape[0] for shape in own]
-        out = torch.empty((sum(heights), *own[0][1:]), dtype=dtype or self._dtype, device=self._device)
+        out = torch.empty((sum(heights), *own[0][1:]), dtype=self._dtype, device=self._device)
         for name, shape, place, part in zip(names, shapes, out.split_with_sizes(heights), parts, strict=True):
             self._fill(name, shape, place, part)
         return out

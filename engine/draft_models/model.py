@@ -88,8 +88,8 @@ class DraftShape:
     has_values: bool = True  # else keys are their own values
 
     def page_bytes(self, page_size: int, kv_dtype: torch.dtype, feature_dtype: torch.dtype) -> int:
-        vectors = page_size * (2 if self.has_values else 1) * self.num_kv_heads * self.head_dim
-        return self.num_modules * (vectors * kv_dtype.itemsize + self.feature_size * feature_dtype.itemsize)
+        numbers = (2 if self.has_values else 1) * page_size * self.num_kv_heads * self.head_dim
+        return self.num_modules * (numbers * kv_dtype.itemsize + self.feature_size * feature_dtype.itemsize)
 
 
 def moved(table: torch.Tensor, by: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ...kernels.attention.torch_backend import as_stored, cast_to_pages
 from ..batch import ForwardBatch, PagePlaces
 from ..layers.decoder import Decoder, DecoderLayer
 from ..layers.mlp import GatedMLP
@@ -98,7 +99,7 @@ class LatentAttention:
         """What of x (T, hidden_size) is cached goes to its `places`, and nothing attends."""
         _, k = self._rotated(x.new_zeros((len(x), 0, self.kv_down.out_features)), x, batch)
         for pages in batch.kv[self.index]:
-            pages[places.pages, places.offsets] = k
+            as_stored(pages)[places.pages, places.offsets] = as_stored(cast_to_pages(k, pages.dtype))
 
     def _rotated(
         self, q: torch.Tensor, x: torch.Tensor, batch: ForwardBatch

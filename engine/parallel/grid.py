@@ -52,11 +52,6 @@ def local_config(config: ModelConfig, tensor: int) -> ModelConfig:
 
 def refuse_what_does_not_divide(grid: Grid, config: ModelConfig) -> None:
     """Raises ConfigurationError if the model cannot be shared out like this."""
-    if config.latent is not None:
-        raise ConfigurationError(
-            f"--tensor-parallel-size {grid.tensor}, --pipeline-parallel-size {grid.stages}: {config.architecture} runs "
-            "in one process only so far: leave both at 1"
-        )
     problems = list(obstacles(config, grid.tensor))
     if problems:
         possible = [
@@ -74,6 +69,9 @@ def refuse_what_does_not_divide(grid: Grid, config: ModelConfig) -> None:
 
 def obstacles(config: ModelConfig, tensor: int) -> Iterator[str]:
     """What of the model does not divide between `tensor` ranks. The vocabulary does: it is padded."""
+    if tensor > 1 and config.latent is not None:
+        yield "its latent attention is not shared out between ranks yet"
+        return
     if config.num_heads % tensor:
         yield f"{config.num_heads} attention heads do not divide by it"
     if config.num_kv_heads % tensor and tensor % config.num_kv_heads:
