@@ -453,6 +453,14 @@ def test_what_does_not_divide_is_refused_with_what_would(
     assert "\n" not in str(error.value)
 
 
+def test_latent_attention_is_refused_on_tensor_parallel_ranks(tmp_path: Path) -> None:
+    make_checkpoint("deepseek_v3", tmp_path)
+    config = read_model_config(tmp_path)
+    refuse_what_does_not_divide(Grid(1, 2), config)
+    with pytest.raises(ConfigurationError, match=r"latent attention is not shared out .*: use 1$"):
+        refuse_what_does_not_divide(Grid(2, 1), config)
+
+
 def test_more_ranks_than_gpus_are_refused() -> None:
     refuse_too_few_devices(Grid(2, 2), 4)
     with pytest.raises(ConfigurationError, match=r"needs 4 GPUs, torch sees 3 here"):
