@@ -23,31 +23,33 @@ from .choices import Choices, choose, dtype_name
 from .device_thread import DeviceThread
 from .draft_models.config import EagleConfig, MTPConfig, mtp_prefixes, read_draft_config
 from .draft_models.load import load_draft
-from .draft_models.model import DraftShape
 from .drafters import LoadedDraft, open_speculation
 from .errors import ConfigurationError
 from .grammar.masks import MaskThread
-from .host_memory import available_bytes
-from .kv_pool import Footprint, LayerGroups
+from .kv_pool import LayerGroups
+from .kv_sizing import (
+    allocate_draft_pages,
+    allocate_kv_cache,
+    measure_memory,
+    size_kv_cache,
+    start_prefaults,
+)
 from .layers.decoder import Decoder
 from .layers.parts import Weights
 from .layers.rope import rope_table
 from .loading import leave_cores_to_kernels, load_ops, load_weights
-from .memory import CudaMeter, MemoryAccount, take_account
 from .model_config import context_length, parse_model_config, read_raw_config
 from .models.config import ModelConfig
 from .models.registry import FAMILIES
-from .parallel.grid import grid_of, local_config
+from .parallel.grid import local_config
 from .parallel.place import recorder_of, take_place
 from .parallel.ranks import Ranks
 from .parallel.shard import Shard
 from .pooling import Pooler
 from .pooling_config import Purpose, decide_purpose, max_seq_length
-from .prefault import Prefault
 from .runner import WARM_UP_TOKENS, ModelRunner
 from .step_runner import StepRunner
 from .streams import open_stream
-from .trial import Trial
 from .weights import Names
 
 __all__ = ["Built", "ConfigurationError", "create_runner"]
@@ -333,88 +335,9 @@ def draft_attention_spec(
     return replace(spec, first=number + 1)
 
 
-def size_kv_cache(
-    config: EngineConfig,
-    model_config: ModelConfig,
-    choices: Choices,
-    groups: LayerGroups,
-    max_model_len: int,
-    account: MemoryAccount | None = None,  # of a device that has memory of its own
-    ranks: Ranks | None = None,
-    draft: DraftShape | None = None,
-) -> tuple[int, tuple[int, ...], Footprint]:
-    """(max_model_len, pages of each group, footprint of one sequence), the same on all `ranks`.
-
-    Context or budget that the user set are kept: if they contradict each other that is an error. Where both are left
-    to us the context is cut to what fits, with a warning.
-    """
-
-    def footprint(length: int) -> Footprint:
-        return kv_pool.footprint(
-            model_config,
-            groups,
-            max_model_len=length,
-            page_size=config.page_size,
-            max_num_batched_tokens=choices.max_num_batched_tokens,
-            dtype=choices.kv_dtype,
-            draft=draft,
-            feature_dtype=choices.dtype,
-        )
-
-    need = footprint(max_model_len)
-    if config.num_pages is not None:
-        pages = (config.num_pages,) * len(groups.windows)
-        if any(config.num_pages < wanted for wanted in need.sequence_pages):
-            raise ConfigurationError(
-                f"{config.num_pages} pages of {config.page_size} tokens hold {config.num_pages * config.page_size} "
-                f"tokens, one sequence of max_model_len {max_model_len} needs {max(need.sequence_pages)} pages: lower "
-                f"--max-model-len to {config.num_pages * config.page_size} or raise --num-pages"
-            )
-        return max_model_len, pages, need
-    if config.kv_cache_memory_bytes is not None:
-        budget, name = config.kv_cache_memory_bytes, "--kv-cache-memory-bytes"
-    elif account is not None:
-        budget, name = account.kv_cache, account.described()
-    else:
-        budget = kv_pool.default_cpu_budget(available_bytes() // grid_of(config).size, need)
-        name = "a quarter of the free memory"
-    if ranks is not None:
-        budget = ranks.least(budget)
-    fitting = kv_pool.count_pages(need, budget, config.max_num_seqs)
-    if fitting is not None:
-        return max_model_len, fitting, need
-    longest = kv_pool.longest_context(footprint, budget, max_model_len)
-    complaint = kv_pool.does_not_fit(need, budget, max_model_len, longest, name)
-    if longest == 0 or config.max_model_len is not None or config.kv_cache_memory_bytes is not None:
-        raise complaint
-    log.warning("max_model_len is %d instead of %d: %s", longest, max_model_len, complaint)
-    need = footprint(longest)
-    fitting = kv_pool.count_pages(need, budget, config.max_num_seqs)
-    assert fitting is not None, "the longest context that fits does fit"
-    return longest, fitting, need
-
-
 def has_own_memory(device: torch.device) -> bool:
     """Whether all of its memory is the engine's to divide."""
     return device.type == "cuda"
-
-
-def start_prefaults(
-    config: EngineConfig,
-    choices: Choices,
-    groups: LayerGroups,
-    kv: list[tuple[torch.Tensor, torch.Tensor]],
-    draft: LoadedDraft | None = None,
-) -> list[Prefault]:
-    """One per KV group; none on devices whose memory is committed when it is allocated."""
-    if choices.device.type != "cpu":
-        return []
-    tensors: list[list[torch.Tensor]] = [[] for _ in groups.windows]
-    for group, pair in zip(groups.of_layer, kv, strict=True):
-        tensors[group] += pair
-    if draft is not None:
-        tensors[draft.group] += draft.pages.tensors()
-    return [Prefault(of_group, config.page_size) for of_group in tensors]
 
 
 # ------------------------------------------------------------------------------------------- on the device thread
@@ -466,65 +389,3 @@ def warm_up_sampling(ops: Ops, vocab_size: int, choices: Choices) -> None:
         logits = torch.zeros((1, vocab_size), dtype=dtype, device=choices.device)
         ops.mask_logits(logits, allowed, torch.zeros(1, dtype=torch.int32, device=choices.device))
         ops.sampling.sample(logits, how, slot, np.zeros(1))
-
-
-def measure_memory(
-    config: EngineConfig,
-    model_config: ModelConfig,
-    choices: Choices,
-    groups: LayerGroups,
-    model: Decoder,
-    ops: Ops,
-    attention: list[AttentionBackend],
-    max_model_len: int,
-    weight_bytes: int,
-    ranks: Ranks | None,
-) -> MemoryAccount:
-    """What is left for KV pages on a CUDA device; all ranks find it out together."""
-    trial = Trial(
-        model,
-        attention,
-        allocate_kv_cache(config, model_config, choices, groups, (1,) * len(groups.windows)),
-        max_model_len=max_model_len,
-        page_size=config.page_size,
-        max_num_batched_tokens=choices.max_num_batched_tokens,
-        max_num_seqs=config.max_num_seqs,
-        recorder=ops.recorder() if choices.capture_sizes else None,
-        sizes=choices.capture_sizes,
-        device=choices.device,
-        ranks=ranks,
-    )
-    return take_account(
-        CudaMeter(choices.device),
-        weights=weight_bytes,
-        utilization=config.gpu_memory_utilization,
-        largest_step=trial.largest_step,
-        capture=trial.capture,
-        sizes=choices.capture_sizes,
-        release=trial.release,
-    )
-
-
-def allocate_draft_pages(
-    config: EngineConfig, choices: Choices, draft: EagleConfig | MTPConfig, num_pages: int
-) -> kv_pool.DraftPages:
-    return kv_pool.allocate_draft(
-        draft.shape,
-        num_pages,
-        page_size=config.page_size,
-        dtype=choices.kv_dtype,
-        feature_dtype=choices.dtype,
-        device=choices.device,
-    )
-
-
-def allocate_kv_cache(
-    config: EngineConfig,
-    model_config: ModelConfig,
-    choices: Choices,
-    groups: LayerGroups,
-    pages: tuple[int, ...],
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return kv_pool.allocate(
-        model_config, groups, pages, page_size=config.page_size, dtype=choices.kv_dtype, device=choices.device
-    )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from msgspec.structs import replace
-from penstock.engine import build, kv_pool
+from penstock.engine import build, kv_pool, kv_sizing
 from penstock.engine.errors import ConfigurationError
 from penstock.engine.host_memory import available_bytes, lazy_zeros
 from penstock.engine.kv_pool import Footprint
@@ -42,7 +42,7 @@ def sized(raw: dict, **options: object) -> tuple[int, tuple[int, ...]]:
     choices = build.choose(config, model_config)
     max_model_len = build.context_length(model_config, config.max_model_len)
     groups = kv_pool.group_layers(model_config, max_model_len)
-    return build.size_kv_cache(config, model_config, choices, groups, max_model_len)[:2]
+    return kv_sizing.size_kv_cache(config, model_config, choices, groups, max_model_len)[:2]
 
 
 def test_pages_fill_the_budget() -> None:
@@ -75,7 +75,7 @@ def test_a_budget_the_user_set_is_never_met_by_cutting_the_context() -> None:
 def test_with_nothing_set_the_context_is_cut_to_the_memory_with_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(build, "available_bytes", lambda: 32 * MIB)
+    monkeypatch.setattr(kv_sizing, "available_bytes", lambda: 32 * MIB)
     with caplog.at_level(logging.WARNING):
         assert sized(RAW) == (4096, (256,))
     assert "max_model_len is 4096 instead of 8192" in caplog.text
@@ -84,7 +84,7 @@ def test_with_nothing_set_the_context_is_cut_to_the_memory_with_a_warning(
 
 
 def test_nothing_fits_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "available_bytes", lambda: 4 * 1024)
+    monkeypatch.setattr(kv_sizing, "available_bytes", lambda: 4 * 1024)
     with pytest.raises(ConfigurationError, match="raise --kv-cache-memory-bytes") as error:
         sized(RAW)
     assert "lower" not in str(error.value)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from engine_runs import serve
 from msgspec.structs import replace
-from penstock.engine import build, kv_pool
+from penstock.engine import build, kv_pool, kv_sizing
 from penstock.engine.choices import choose
 from penstock.engine.errors import ConfigurationError
 from penstock.engine.kv_pool import GIB
@@ -134,7 +134,7 @@ def test_pages_are_counted_from_the_account(path: Path) -> None:
     config = EngineConfig(model_dir=str(path), device="cpu", max_num_seqs=1 << 20)
     model_config = read_model_config(path)
     groups = kv_pool.group_layers(model_config, 512)
-    sized = build.size_kv_cache(config, model_config, choose(config, model_config), groups, 512, ACCOUNT)
+    sized = kv_sizing.size_kv_cache(config, model_config, choose(config, model_config), groups, 512, ACCOUNT)
     _, pages, need = sized
     assert sum(count * size for count, size in zip(pages, need.page_bytes, strict=True)) <= ACCOUNT.kv_cache
     assert (pages[0] + 1) * need.page_bytes[0] > ACCOUNT.kv_cache
@@ -142,7 +142,7 @@ def test_pages_are_counted_from_the_account(path: Path) -> None:
         total=GIB, free=GIB // 2 + 1000, weights=0, activations=0, graphs=0, utilization=0.5
     )
     with pytest.raises(ConfigurationError, match=r"are available \(weights take"):
-        build.size_kv_cache(
+        kv_sizing.size_kv_cache(
             replace(config, max_model_len=512), model_config, choose(config, model_config), groups, 512, small
         )
 
@@ -163,7 +163,7 @@ def trial(path: Path) -> Iterator[Trial]:
         yield Trial(
             model,
             attention,
-            build.allocate_kv_cache(config, model_config, choices, groups, (1,)),
+            kv_sizing.allocate_kv_cache(config, model_config, choices, groups, (1,)),
             max_model_len=64,
             page_size=4,
             max_num_batched_tokens=150,
@@ -204,7 +204,7 @@ def test_an_engine_whose_memory_was_measured_serves(path: Path, monkeypatch: pyt
     expected = serve(plain, [prompt], how).outputs
     plain.runner.close()
     monkeypatch.setattr(build, "has_own_memory", lambda device: True)
-    monkeypatch.setattr(build, "CudaMeter", lambda device: FakeMeter())
+    monkeypatch.setattr(kv_sizing, "CudaMeter", lambda device: FakeMeter())
     measured = build.create_runner(replace(config, cudagraph_capture_sizes=[1, 4]))
     assert serve(measured, [prompt], how).outputs == expected
     assert measured.info.memory_bytes["total"] == 100 * GIB
